@@ -1,0 +1,43 @@
+# Everything a newcomer needs, in one virtual environment of its own.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PACKAGES := m3_backend predictor router deploy
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format bench clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1|/' | column -t -s '|'
+
+serve: $(INSTALLED) ## the whole system on this machine, on http://127.0.0.1:8000 (ARGS='--port 8001' and so on)
+	@$(BIN)/m3-router serve $(ARGS)
+
+test: $(INSTALLED) ## the tests (ARGS='tests/router -k policy' narrows them)
+	$(BIN)/pytest -m 'not slow' $(ARGS)
+
+check: $(INSTALLED) ## what CI runs: format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m 'not slow' $(ARGS)
+
+format: $(INSTALLED) ## rewrite the sources in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED) ## the benchmarks; results under benchmarks/results
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove caches and build outputs; the environment stays (rm -r .venv removes it)
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(PACKAGES) tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; say which with: make PYTHON=python3.12 ..."; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'Installing m3-router into $(VENV); once, some minutes ...'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

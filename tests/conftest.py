@@ -1,0 +1,74 @@
+"""Real parts that the tests of several rooms share."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+
+@dataclass(frozen=True)
+class RedisServer:
+    """A redis-server process of the test's own."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url)
+
+    def kill(self) -> None:
+        """Ends it the hard way, as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+
+def unused_port() -> int:
+    """A TCP port on the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def start_redis(folder: Path) -> RedisServer:
+    """Starts redis-server without persistence and returns once it answers."""
+    port = unused_port()
+    process = subprocess.Popen(
+        [
+            "redis-server",
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--save",
+            "",
+            "--dir",
+            str(folder),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    server = RedisServer(f"redis://127.0.0.1:{port}/0", process)
+    redis.Redis.from_url(
+        server.url, retry=Retry(ConstantBackoff(0.05), 100), retry_on_error=[redis.ConnectionError]
+    ).ping()
+    return server
+
+
+@pytest.fixture
+def free_port() -> int:
+    return unused_port()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = start_redis(tmp_path)
+    yield server
+    server.kill()
