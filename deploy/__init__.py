@@ -1,0 +1,1 @@
+"""Where objects are wired: Ray Serve deployments, the embedded mode and the command line."""

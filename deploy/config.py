@@ -1,0 +1,239 @@
+"""One configuration for the whole system, composed of the rooms' own. Unknown keys are errors.
+
+A file is YAML; every key is optional and keeps the default written here, once. Values given on the
+command line or to a Serve builder win over the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+
+from router.config import RouterConfig
+
+PACKAGED = Path(__file__).parent / "configs"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. The message names the file, the key and the remedy."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """Which checkpoint a replica serves and how it runs it.
+
+    Args:
+        checkpoint: "m3-tiny", a folder, or a repository name on the Hugging Face hub.
+        dtype: "auto" is the one the checkpoint was saved in, where the device has it.
+        device: "auto" is CUDA if the replica was given a GPU, else the CPU.
+        threads: CPU threads of a replica; None takes `serve.replica.num_cpus`.
+        max_batch: requests in the running batch at once.
+        max_context: tokens per request, prompt and answer; None takes the checkpoint's own bound.
+    """
+
+    checkpoint: str = "m3-tiny"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    max_batch: int = Field(default=16, ge=1)
+    max_context: int | None = Field(default=None, ge=64)
+
+
+class CacheConfig(Section):
+    """The feature cache: memory inside every replica, and Redis shared by all of them.
+
+    Args:
+        memory: bytes of features kept in each replica (a number, or a size such as 256MiB).
+        redis: "private" starts a Redis of our own beside a local cluster; "none" does without; else
+            a URL (redis://, rediss:// or unix://). That Redis should run `maxmemory-policy
+            volatile-lfu`.
+        ttl_s: seconds a stored feature lives in Redis.
+        private_memory: `maxmemory` of the private Redis.
+    """
+
+    memory: ByteSize = Field(default=ByteSize(256 * 2**20), ge=0)
+    redis: str = "private"
+    ttl_s: int = Field(default=24 * 3600, ge=1)
+    private_memory: ByteSize = Field(default=ByteSize(256 * 2**20), ge=2**20)
+
+
+class IngressConfig(Section):
+    """The replicas that speak HTTP, decide the scale and explain it.
+
+    Args:
+        replicas: how many; each is one Python process, so more than one uses more than one core.
+        num_cpus: what each reserves in Ray's books.
+        max_ongoing_requests: requests in one ingress replica at once. They mostly wait for the
+            model, so this is a bound on memory (images are held while they wait), not on work.
+    """
+
+    replicas: int = Field(default=1, ge=1)
+    num_cpus: float = Field(default=1, ge=0)
+    max_ongoing_requests: int = Field(default=256, ge=1)
+
+
+class Autoscaling(Section):
+    """Bounds between which Ray Serve moves the number of model replicas.
+
+    Args:
+        min_replicas, max_replicas: the bounds.
+        target_ongoing_requests: requests per replica that it aims for; None takes
+            `model.max_batch`, a full batch.
+    """
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(ge=1)
+    target_ongoing_requests: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def in_order(self) -> Autoscaling:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas is above max_replicas")
+        return self
+
+
+class ReplicaConfig(Section):
+    """The replicas that hold the model.
+
+    Args:
+        replicas: how many, unless `autoscaling` says it.
+        num_cpus, num_gpus: what each reserves in Ray's books; num_gpus also makes that many visible
+            to it.
+        max_ongoing_requests: requests sent to one replica at once; None takes twice
+            `model.max_batch`: one batch that runs and one that waits, so that a place in the batch
+            is refilled at the very next step, and not after a round trip through Ray. (Ray's own
+            default, 5, would leave the batch half empty.)
+        max_queued_requests: requests that may wait in one ingress replica for a place; beyond it
+            the answer is 429.
+    """
+
+    replicas: int = Field(default=1, ge=1)
+    autoscaling: Autoscaling | None = None
+    num_cpus: float = Field(default=1, ge=0)
+    num_gpus: float = Field(default=0, ge=0)
+    max_ongoing_requests: int | None = Field(default=None, ge=1)
+    max_queued_requests: int = Field(default=512, ge=0)
+
+
+class ServeConfig(Section):
+    """Where the service listens and how it is spread out.
+
+    Args:
+        host, port: of the HTTP server. The default is reachable from this machine only.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    ingress: IngressConfig = IngressConfig()
+    replica: ReplicaConfig = ReplicaConfig()
+
+
+class RayConfig(Section):
+    """Which Ray cluster to use.
+
+    Args:
+        address: "local" starts one on this machine and stops it again; else what `ray.init` takes
+            ("auto", "host:port").
+        num_cpus, num_gpus: what the local cluster believes it has; None lets Ray look. Processes,
+            not cores, are what a small machine shares, so the local default of 8 CPUs is on
+            purpose.
+    """
+
+    address: str = "local"
+    num_cpus: float | None = Field(default=8, ge=1)
+    num_gpus: float | None = Field(default=None, ge=0)
+
+
+class Config(Section):
+    """Everything that can be configured.
+
+    Args:
+        predictor: "auto" takes the artefact that ships with the checkpoint, if there is one; "none"
+            does without (every request goes to the finest scale); else the folder of an artefact,
+            which must be sound and made for this very checkpoint, or nothing starts.
+    """
+
+    model: ModelConfig = ModelConfig()
+    predictor: str = "auto"
+    cache: CacheConfig = CacheConfig()
+    router: RouterConfig = RouterConfig()
+    serve: ServeConfig = ServeConfig()
+    ray: RayConfig = RayConfig()
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Config:
+        """A copy with dotted keys replaced, e.g. {"serve.port": 8001}. Raises ConfigError."""
+        return parse(_merge(self.model_dump(), changes), source="the command line")
+
+
+def load(name: str | Path, changes: Mapping[str, Any] | None = None) -> Config:
+    """Reads a configuration file and applies `changes` (dotted keys) on top.
+
+    Args:
+        name: a path, or the name of a packaged file ("local.yaml", "gpu.yaml").
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, a value out of range.
+    """
+    path = Path(name)
+    if not path.is_file() and (PACKAGED / path.name).is_file() and path.parent == Path():
+        path = PACKAGED / path.name
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        shipped = ", ".join(sorted(p.name for p in PACKAGED.glob("[!s]*.yaml")))
+        raise ConfigError(
+            f"{name}: cannot be read ({error.strerror}). Give a path or one of {shipped}."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content or {}, dict):
+        raise ConfigError(f"{path}: expected sections such as `model:` and `serve:` at the top.")
+    return parse(_merge(content or {}, changes or {}), source=str(path))
+
+
+def parse(content: Mapping[str, Any], source: str) -> Config:
+    """Validates a nested mapping; `source` opens every line of the error message."""
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        lines = [f"{source}: {_explain(e['loc'], e['type'], e['msg'])}" for e in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _merge(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with dotted keys replaced; neither argument is changed."""
+    merged = dict(content)
+    for dotted, value in changes.items():
+        head, _, rest = dotted.partition(".")
+        merged[head] = _merge(merged.get(head) or {}, {rest: value}) if rest else value
+    return merged
+
+
+def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    key = ".".join(str(part) for part in location)
+    if kind != "extra_forbidden":
+        return f"{key}: {message}."
+    known = _fields_at(location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}."
+    return f"{key}: unknown key; {hint}"
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at `location` knows."""
+    section: type[BaseModel] = Config
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        candidates = (annotation, *get_args(annotation))
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return sorted(section.model_fields)
