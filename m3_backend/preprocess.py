@@ -1,0 +1,141 @@
+"""Encoded image → normalised pixels, as each checkpoint's reference implementation computes them.
+
+Three ways of fitting a picture to the vision tower's square input:
+
+    pad    LLaVA-1.5: pad to a square with the mean colour, then resize
+    crop   CLIP: resize the shorter side, then cut the centre
+    tiles  LLaVA-NeXT: a squashed thumbnail, then tiles of a black-padded canvas
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from m3_backend.errors import InvalidImageError
+from m3_backend.scales import Tiling
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MAX_PIXELS = (
+    100_000_000  # the router's own limit is lower; this one guards a replica used without it
+)
+
+_REVISION = 1  # part of the processor identity: raise it when the same bytes give other pixels
+
+Pixels = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePreprocessing:
+    """How a checkpoint wants its pictures.
+
+    Args:
+        fit: see the module's docstring.
+        side: input side of the vision tower in pixels.
+        mean, std: per channel, of values in [0, 1].
+        resample: Pillow's filter number (3 is bicubic).
+        tiling: the canvases, for `tiles`.
+    """
+
+    fit: Literal["pad", "crop", "tiles"]
+    side: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: int
+    tiling: Tiling | None = None
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of everything that decides the pixels; part of every feature's cache key."""
+        settings: dict[str, Any] = asdict(self) | {"revision": _REVISION}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """An RGB picture as float32 [tiles, 3, side, side]; one tile unless `fit` is "tiles"."""
+        if self.fit == "tiles":
+            views = self._tiles(image)
+        elif self.fit == "pad":
+            square = _pad_to_square(image, tuple(int(channel * 255) for channel in self.mean))
+            views = [square.resize((self.side, self.side), self._filter)]
+        else:
+            views = [self._centre(image)]
+        stacked = np.stack([np.asarray(view, dtype=np.float32) for view in views])
+        scaled = stacked * np.float32(1 / 255)
+        normalised = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2), dtype=np.float32)
+
+    @property
+    def _filter(self) -> Image.Resampling:
+        return Image.Resampling(self.resample)
+
+    def _centre(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        shorter = min(width, height)
+        resized = image.resize(
+            (int(self.side * width / shorter), int(self.side * height / shorter)), self._filter
+        )
+        left, top = (resized.width - self.side) // 2, (resized.height - self.side) // 2
+        return resized.crop((left, top, left + self.side, top + self.side))
+
+    def _tiles(self, image: Image.Image) -> list[Image.Image]:
+        assert self.tiling is not None
+        canvas_height, canvas_width = self.tiling.canvas(*image.size)
+        across, down = canvas_width / image.width, canvas_height / image.height
+        if across < down:
+            size = canvas_width, min(math.ceil(image.height * across), canvas_height)
+        else:
+            size = min(math.ceil(image.width * down), canvas_width), canvas_height
+        canvas = Image.new("RGB", (canvas_width, canvas_height))
+        corner = (canvas_width - size[0]) // 2, (canvas_height - size[1]) // 2
+        canvas.paste(image.resize(size, self._filter), corner)
+        thumbnail = image.resize((self.side, self.side), self._filter)
+        return [thumbnail] + [
+            canvas.crop((left, top, left + self.side, top + self.side))
+            for top in range(0, canvas_height, self.side)
+            for left in range(0, canvas_width, self.side)
+        ]
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """The picture in `data` as displayed: first frame, upright, RGB, transparency over white.
+
+    Raises:
+        InvalidImageError: another format, damaged or too large. What the decoder said stays out.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        pixels = image.width * image.height
+        if pixels <= MAX_PIXELS:
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        raise InvalidImageError(
+            f"The image cannot be decoded; send a complete {', '.join(FORMATS)} file."
+        ) from error
+    raise InvalidImageError(f"The image has {pixels} pixels; the limit is {MAX_PIXELS}.")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits per pixel; Pillow's own conversion would clip at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
