@@ -1,1 +1,1 @@
-"""The front door: the OpenAI-compatible API, the policy around the predictor, and what it reports."""
+"""The front door: the OpenAI-compatible API, the policy around the predictor, its reports."""

@@ -1,7 +1,7 @@
 """The two seams of the router: what it asks of a predictor and of a backend.
 
-`predictor.predictor.Predictor` fits the first, `deploy.app`'s handle adapter the second; tests/fakes.py has
-one of each.
+`predictor.predictor.Predictor` fits the first, `deploy.app`'s handle adapter the second;
+tests/fakes.py has one of each.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from m3_backend.messages import Event, GenerationRequest, ImageInput, ModelInfo
 from predictor.predictor import Prediction
+
+from m3_backend.messages import Event, GenerationRequest, ImageInput, ModelInfo
 
 
 class PredictorPort(Protocol):
@@ -21,10 +22,14 @@ class PredictorPort(Protocol):
         """Names the artefact in headers and records."""
 
     def predict(self, image: ImageInput, question: str, salt: str = "") -> Prediction:
-        """Raises InvalidImageError for bytes that do not decode. CPU work: call it off the event loop."""
+        """Raises InvalidImageError for bytes that do not decode. CPU work: call it off the event
+        loop.
+        """
 
     def threshold(self, max_regret: float) -> float | None:
-        """The shortfall certified for a regret bound, or None where only the finest scale qualifies."""
+        """The shortfall certified for a regret bound, or None where only the finest scale
+        qualifies.
+        """
 
 
 class BackendPort(Protocol):
@@ -34,4 +39,6 @@ class BackendPort(Protocol):
         """What the model is. Cheap: cached after the first call."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """Started, Deltas, Finished. `aclose()` before the end cancels the request on the replica."""
+        """Started, Deltas, Finished. `aclose()` before the end cancels the request on the
+        replica.
+        """

@@ -1,0 +1,111 @@
+"""From anything that goes wrong to one answer in OpenAI's error shape.
+
+bytes → JSON              InvalidRequestError  invalid_json, request_too_large (413)
+JSON → ChatRequest        InvalidRequestError  invalid_request, unsupported_parameter
+parts → images            InvalidRequestError  *_image*, too_many_images, no_image, empty_question
+names and limits          InvalidRequestError  model_not_found (404), invalid_scale,
+conflicting_limits predictor, replica        ServiceError         as they raise it
+(m3_backend.errors) unknown path or method    HTTPException        not_found (404),
+method_not_allowed (405) anything else             Exception            internal_error (500);
+details go to the log only
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from m3_backend.errors import InvalidRequestError, ServiceError
+
+
+class Code(StrEnum):
+    """The codes that the router itself produces; those of m3_backend.errors pass through beside
+    them.
+    """
+
+    INVALID_JSON = "invalid_json"
+    UNSUPPORTED_PARAMETER = "unsupported_parameter"
+    CONFLICTING_LIMITS = "conflicting_limits"
+    MODEL_NOT_FOUND = "model_not_found"
+    NO_IMAGE = "no_image"
+    TOO_MANY_IMAGES = "too_many_images"
+    EMPTY_QUESTION = "empty_question"
+    REMOTE_IMAGES_DISABLED = "remote_images_disabled"
+    UNSUPPORTED_IMAGE_FORMAT = "unsupported_image_format"
+    IMAGE_TOO_LARGE = "image_too_large"
+    REQUEST_TOO_LARGE = "request_too_large"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    CLIENT_CLOSED_REQUEST = "client_closed_request"
+    NOT_READY = "not_ready"
+
+
+class ClientClosedRequestError(ServiceError):
+    """The client went away. Nobody reads the answer; status and code are for logs and metrics."""
+
+    default_status = 499
+    default_code = Code.CLIENT_CLOSED_REQUEST
+
+
+def error_body(error: ServiceError) -> dict[str, Any]:
+    """The JSON that OpenAI's clients parse into their exceptions."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": _type(error.status),
+            "param": error.param,
+            "code": str(error.code),
+        }
+    }
+
+
+def _type(status: int) -> str:
+    if status >= 500:
+        return "server_error"
+    return "rate_limit_error" if status == 429 else "invalid_request_error"
+
+
+def translate(error: Exception) -> ServiceError:
+    """The error as the client may see it."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return ServiceError("There is nothing at this path.", status=404, code=Code.NOT_FOUND)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        return ServiceError(
+            "This path does not take this method.", status=405, code=Code.METHOD_NOT_ALLOWED
+        )
+    return ServiceError("Something went wrong on our side; the request id names it in the log.")
+
+
+def from_validation(error: ValidationError, document: object) -> InvalidRequestError:
+    """The first thing that is wrong with `document`, by the name its author gave it."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    param = _param(first["loc"], document)
+    if first["type"] == "extra_forbidden":
+        return InvalidRequestError(
+            f"{param!r} is not supported; leave it out.",
+            code=Code.UNSUPPORTED_PARAMETER,
+            param=param,
+        )
+    where = f"{param!r}" if param else "The request body"
+    return InvalidRequestError(f"{where} is not valid: {first['msg']}.", param=param or None)
+
+
+def _param(location: Sequence[int | str], document: object) -> str:
+    """`messages[0].content[1].text` from pydantic's location, which also names branches of
+    unions.
+    """
+    path = ""
+    for depth, step in enumerate(location):
+        if isinstance(step, int) and isinstance(document, list):
+            path, document = f"{path}[{step}]", document[step]
+        elif isinstance(document, dict) and step in document:
+            path, document = f"{path}.{step}", document[step]
+        elif depth == len(location) - 1 and isinstance(document, dict):  # a field that is missing
+            path = f"{path}.{step}"
+    return path.removeprefix(".")

@@ -1,0 +1,338 @@
+"""The HTTP API's bodies: OpenAI Chat Completions as used with images, plus the `m3` object.
+
+Parsing is strict: what the service would not honour is refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic_core import from_json
+
+from m3_backend.errors import InvalidRequestError
+from m3_backend.messages import CacheLevel, FinishReason, Sampling
+from router.errors import Code, from_validation
+
+Detail = Literal["auto", "low", "high"]
+
+# Options of OpenAI's API that this service does not have, with the values that ask for nothing.
+# Clients send these by default; any other value is refused.
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "n": (None, 1),
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "metadata": (None, {}),
+    "modalities": (None, ["text"]),
+    "parallel_tool_calls": (None,),
+    "reasoning_effort": (None,),
+    "response_format": (None, {"type": "text"}),
+    "service_tier": (None, "auto", "default"),
+    "store": (None, False),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+}
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TextPart(Request):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Request):
+    url: str = Field(description="A data URL: `data:image/png;base64,…`.")
+    detail: Detail = Field(
+        default="auto", description="`low` bounds the scale from above, `high` from below."
+    )
+
+
+class ImagePart(Request):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+def _content_kind(value: object) -> str:
+    return "string" if isinstance(value, str) else "parts"
+
+
+class Message(Request):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        Annotated[str, Tag("string")] | Annotated[list[Part], Tag("parts")],
+        Discriminator(_content_kind),
+    ]
+
+    def parts(self) -> list[TextPart | ImagePart]:
+        if isinstance(self.content, str):
+            return [TextPart(type="text", text=self.content)]
+        return list(self.content)
+
+
+class StreamOptions(Request):
+    include_usage: bool = False
+
+
+class M3Options(Request):
+    """The caller's own limits on the choice of scale."""
+
+    scale: int | None = Field(default=None, description="Use this scale; nothing is chosen.")
+    max_regret: float | None = Field(default=None, ge=0.0, le=1.0)
+    min_scale: int | None = Field(default=None, description="Never coarser than this.")
+    max_scale: int | None = Field(default=None, description="Never finer than this.")
+    latency_budget_ms: float | None = Field(
+        default=None, gt=0.0, description="Estimated time to the first token, on an idle replica."
+    )
+    cache_salt: str = Field(default="", max_length=256, description="Separates caches by tenant.")
+
+
+class ChatRequest(Request):
+    """Body of `POST /v1/chat/completions` and `POST /v1/route`."""
+
+    model: str = Field(description="`m3-auto` or `m3-<scale>`.")
+    messages: list[Message] = Field(min_length=1)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(
+        default=None, ge=0.0, le=2.0, description="0 (greedy) if left out."
+    )
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    stop: (
+        Annotated[
+            Annotated[str, Field(min_length=1), Tag("string")]
+            | Annotated[
+                list[Annotated[str, Field(min_length=1)]], Field(max_length=4), Tag("parts")
+            ],
+            Discriminator(_content_kind),
+        ]
+        | None
+    ) = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    user: str | None = Field(
+        default=None, description="Accepted for compatibility; not used or stored."
+    )
+    m3: M3Options = M3Options()
+
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self, default_max_tokens: int) -> Sampling:
+        """Decoding options for the engine. Left-out options are greedy, unlike OpenAI's."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Sampling(
+            max_tokens=self.max_completion_tokens or self.max_tokens or default_max_tokens,
+            temperature=self.temperature or 0.0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=stop,
+            seed=self.seed,
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+
+def parse_chat_request(body: bytes) -> ChatRequest:
+    """The request in `body`.
+
+    Raises:
+        InvalidRequestError: `invalid_json`, `unsupported_parameter` or `invalid_request`.
+    """
+    try:
+        document = from_json(body, allow_inf_nan=False)
+    except ValueError:
+        raise InvalidRequestError(
+            "The request body is not valid JSON.", code=Code.INVALID_JSON
+        ) from None
+    if isinstance(document, dict):
+        document = {k: v for k, v in document.items() if not _asks_for_nothing(k, v)}
+    try:
+        request = ChatRequest.model_validate(document)
+    except ValidationError as error:
+        raise from_validation(error, document) from None
+    _check_combinations(request)
+    return request
+
+
+def _asks_for_nothing(name: str, value: object) -> bool:
+    return any(value == neutral for neutral in NEUTRAL_VALUES.get(name, ()))
+
+
+def _check_combinations(request: ChatRequest) -> None:
+    lengths = {request.max_tokens, request.max_completion_tokens} - {None}
+    if len(lengths) > 1:
+        raise InvalidRequestError(
+            "'max_tokens' and 'max_completion_tokens' differ; send one.",
+            param="max_completion_tokens",
+        )
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequestError("'stream_options' needs 'stream': true.", param="stream_options")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise InvalidRequestError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+
+
+class PromptTokensDetails(BaseModel):
+    """`cached_tokens` counts image tokens whose features came from a cache."""
+
+    cached_tokens: int
+    image_tokens: int
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ContentLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    content: list[ContentLogprob]
+
+
+class Timings(BaseModel):
+    """Milliseconds on the replica, stage by stage."""
+
+    queue: float
+    fetch: float
+    encode: float
+    prefill: float
+    decode: float
+
+
+class Explanation(BaseModel):
+    """The decision as the `m3` object and the `x-m3-*` headers tell it. Lists follow the images'
+    order.
+
+    Args:
+        p_sufficient: 1 − predicted shortfall of the chosen scale; None without a predictor.
+        max_regret: the bound in force; None where the caller's own limits void it.
+        predictor: version of the predictor; None where there is none.
+        cost_ms: estimated replica time to the first token, features not cached.
+        routing_ms: measured time from the request's arrival to its hand-over to a replica.
+        cache: where the features came from; None before a replica has started.
+        degraded: parts that were down and done without.
+        notes: what else the caller should know, as stable words.
+    """
+
+    request_id: str
+    scale: list[int]
+    reason: list[str]
+    p_sufficient: list[float | None]
+    max_regret: float | None
+    predictor: str | None
+    cost_ms: float
+    routing_ms: float
+    cache: list[CacheLevel] | None = None
+    degraded: list[str] = []
+    notes: list[str] = []
+    timings_ms: Timings | None = None
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    index: Literal[0] = 0
+    message: AssistantMessage
+    logprobs: Logprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    m3: Explanation
+
+
+def _absent(value: object) -> bool:
+    return value is None
+
+
+class ChunkDelta(BaseModel):
+    role: Literal["assistant"] | None = Field(default=None, exclude_if=_absent)
+    content: str | None = Field(default=None, exclude_if=_absent)
+
+
+class ChunkChoice(BaseModel):
+    index: Literal[0] = 0
+    delta: ChunkDelta
+    logprobs: Logprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatCompletionChunk(BaseModel):
+    """One SSE event. The chunk with the finish reason carries `m3`; the usage chunk has no
+    choices.
+    """
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = Field(default=None, exclude_if=_absent)
+    m3: Explanation | None = Field(default=None, exclude_if=_absent)
+
+
+class ScaleOption(BaseModel):
+    """One scale that was weighed for an image; `cost_ms` is the whole request's, others as
+    chosen.
+    """
+
+    scale: int
+    image_tokens: int
+    p_success: float | None
+    cost_ms: float
+
+
+class RoutedImage(BaseModel):
+    scale: int
+    reason: str
+    p_sufficient: float | None
+    options: list[ScaleOption]
+
+
+class Route(BaseModel):
+    """Answer of `POST /v1/route`: the decision, without running the model."""
+
+    object: Literal["m3.route"] = "m3.route"
+    model: str
+    images: list[RoutedImage]
+    m3: Explanation
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

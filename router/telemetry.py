@@ -1,0 +1,225 @@
+"""What the service tells operators: Prometheus metrics and one log line per request.
+
+Neither holds the question, the answer or the image. Nothing here raises into a request.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from m3_backend.errors import ServiceError
+from m3_backend.messages import Delta, Event, Finished, Started
+from router.errors import translate
+from router.policy import Decision
+
+logger = logging.getLogger("m3_router.requests")
+
+OK = "ok"
+UNROUTED = "none"  # endpoint label of a request that no route took
+ROUTING_BUCKETS_S = (
+    *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075),
+    *(0.01, 0.02, 0.05, 0.1, 0.25, 1.0),
+)
+LATENCY_BUCKETS_S = (
+    *(0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.35),
+    *(0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
+)
+
+
+@dataclass
+class Trace:
+    """What happened to one HTTP request, filled in along its way.
+
+    Times are seconds on the injected monotonic timer.
+    """
+
+    request_id: str
+    timer: Callable[[], float] = perf_counter
+    endpoint: str = UNROUTED
+    status: int = 200
+    code: str = OK
+    stream: bool = False
+    decision: Decision | None = None
+    predictor: str | None = None
+    routing_s: float | None = None
+    started: Started | None = None
+    ttft_s: float | None = None
+    finished: Finished | None = None
+    arrived: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.arrived = self.timer()
+
+    def elapsed_s(self) -> float:
+        return self.timer() - self.arrived
+
+    def saw(self, event: Event) -> None:
+        """Takes from an event what metrics need."""
+        if isinstance(event, Started):
+            self.started = event
+        elif isinstance(event, Finished):
+            self.finished = event
+        elif isinstance(event, Delta) and self.ttft_s is None:
+            self.ttft_s = self.elapsed_s()
+
+    def failed(self, error: Exception) -> ServiceError:
+        """Notes the outcome, also of a stream that had answered 200 before it broke.
+
+        Returns:
+            The error as the client may see it. What nobody foresaw is logged here, once, in full.
+        """
+        shown = translate(error)
+        self.status, self.code = shown.status, str(shown.code)
+        if shown is not error and shown.status >= 500:
+            logger.error("request %s failed", self.request_id, exc_info=error)
+        return shown
+
+
+class Telemetry:
+    """The service's own registry of metrics, and its log."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "m3_requests",
+            "HTTP requests by endpoint and outcome; the code is 'ok' or the error's.",
+            ["endpoint", "status", "code"],
+            registry=self.registry,
+        )
+        self._decisions = Counter(
+            "m3_decisions",
+            "Images by chosen scale and what settled it.",
+            ["endpoint", "scale", "reason"],
+            registry=self.registry,
+        )
+        self._tokens = Counter(
+            "m3_tokens",
+            "Tokens by kind: prompt (image tokens included), image, completion.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self._cache = Counter(
+            "m3_image_features",
+            "Images by where their features came from: memory, redis or miss.",
+            ["cache"],
+            registry=self.registry,
+        )
+        self._degraded = Counter(
+            "m3_degraded_requests",
+            "Requests answered while this part was down.",
+            ["part"],
+            registry=self.registry,
+        )
+        self._routing = Histogram(
+            "m3_routing_seconds",
+            "The router's own work: parse, check images, predict, decide.",
+            buckets=ROUTING_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._ttft = Histogram(
+            "m3_time_to_first_token_seconds",
+            "From a request's arrival to its first token.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._duration = Histogram(
+            "m3_request_seconds",
+            "From a request's arrival to the end of its response.",
+            ["endpoint"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._in_flight = Gauge(
+            "m3_requests_in_flight", "HTTP requests being handled now.", registry=self.registry
+        )
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def begin(self) -> None:
+        self._in_flight.inc()
+
+    def end(self, trace: Trace) -> None:
+        """Counts and logs a request that is over. Never raises."""
+        try:
+            self._in_flight.dec()
+            self._count(trace)
+            if trace.endpoint.startswith("/v1/"):
+                logger.info(_line(trace))
+        except Exception:
+            logger.exception("request %s could not be recorded", trace.request_id)
+
+    def _count(self, trace: Trace) -> None:
+        self._requests.labels(trace.endpoint, trace.status, trace.code).inc()
+        self._duration.labels(trace.endpoint).observe(trace.elapsed_s())
+        if trace.decision is not None:
+            for image in trace.decision.images:
+                self._decisions.labels(trace.endpoint, image.scale, image.reason.value).inc()
+        if trace.routing_s is not None:
+            self._routing.observe(trace.routing_s)
+        if trace.started is not None:
+            self._tokens.labels("prompt").inc(trace.started.prompt_tokens)
+            self._tokens.labels("image").inc(sum(trace.started.image_tokens))
+            for level in trace.started.cache:
+                self._cache.labels(level).inc()
+            for part in trace.started.degraded:
+                self._degraded.labels(part).inc()
+        if trace.ttft_s is not None:
+            self._ttft.observe(trace.ttft_s)
+        if trace.finished is not None:
+            self._tokens.labels("completion").inc(trace.finished.completion_tokens)
+
+
+def _line(trace: Trace) -> str:
+    """One JSON object; fields that this request did not get to are left out."""
+    fields: dict[str, object] = {
+        "request_id": trace.request_id,
+        "endpoint": trace.endpoint,
+        "status": trace.status,
+        "code": trace.code,
+        "stream": trace.stream,
+        "total_ms": _ms(trace.elapsed_s()),
+    }
+    if trace.decision is not None:
+        fields |= {
+            "scale": list(trace.decision.scales),
+            "reason": [image.reason for image in trace.decision.images],
+            "p_sufficient": [image.p_sufficient for image in trace.decision.images],
+            "max_regret": trace.decision.max_regret,
+            "cost_ms": round(trace.decision.cost_ms, 3),
+            "predictor": trace.predictor,
+        }
+    if trace.routing_s is not None:
+        fields["routing_ms"] = _ms(trace.routing_s)
+    if trace.started is not None:
+        fields |= {
+            "cache": trace.started.cache,
+            "degraded": trace.started.degraded,
+            "replica": trace.started.replica,
+            "prompt_tokens": trace.started.prompt_tokens,
+            "image_tokens": sum(trace.started.image_tokens),
+            "queue_ms": trace.started.queue_ms,
+            "fetch_ms": trace.started.fetch_ms,
+            "encode_ms": trace.started.encode_ms,
+        }
+    if trace.ttft_s is not None:
+        fields["ttft_ms"] = _ms(trace.ttft_s)
+    if trace.finished is not None:
+        fields |= {
+            "completion_tokens": trace.finished.completion_tokens,
+            "finish_reason": trace.finished.reason,
+            "prefill_ms": trace.finished.prefill_ms,
+            "decode_ms": trace.finished.decode_ms,
+        }
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
