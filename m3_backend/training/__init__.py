@@ -1,0 +1,1 @@
+"""Procedural worlds, the Matryoshka training loop and the m3-tiny recipe."""

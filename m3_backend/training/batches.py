@@ -1,0 +1,132 @@
+"""Pictures and questions as tensors. Batch number n of a stage is a pure function of (seed, n)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from m3_backend.training.model import LABEL_COLUMNS, LABEL_ROWS
+from m3_backend.training.recipe import PATCH, Stage
+from m3_backend.training.worlds import Picture, Question, draw
+
+# The easiest questions would otherwise fill a sixth of every batch.
+_SELDOM = {"background": 0.35, "document_kind": 0.35, "chart_kind": 0.35, "text_colour": 0.5}
+_CONVERSATIONS = 0.15
+NOT_WANTED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's worth of pictures.
+
+    Args:
+        pixels: uint8 [batch, side, side, 3].
+        classes, colours: int64 [batch, patches, points] dense labels.
+        text, blocks, positions, answers: int64 [batch, length], see TinyLlava.answer_logits;
+            `answers` holds the token id to predict where one is wanted, else NOT_WANTED.
+    """
+
+    pixels: Tensor
+    classes: Tensor
+    colours: Tensor
+    text: Tensor
+    blocks: Tensor
+    positions: Tensor
+    answers: Tensor
+
+
+class Batches(Dataset[Batch]):
+    """All batches of a stage, drawn when asked for."""
+
+    def __init__(
+        self, stage: Stage, tokenizer: PreTrainedTokenizerFast, questions: int, seed: int
+    ) -> None:
+        self._stage = stage
+        self._tokenizer = tokenizer
+        self._questions = questions
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return self._stage.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        stage = self._stage
+        rng = Random(f"{self._seed}-{stage.name}-{step}")
+        base = step * stage.batch
+        pictures = [
+            draw("train", base + i, stage.side, seed=self._seed) for i in range(stage.batch)
+        ]
+        rows = [pack(self._tokenizer, _choose(p, self._questions, rng), rng) for p in pictures]
+        text, blocks, positions, answers = zip(*rows, strict=True)
+        return Batch(
+            pixels=torch.from_numpy(np.stack([np.asarray(p.image) for p in pictures])),
+            classes=torch.from_numpy(
+                np.stack([_sample(p.classes, LABEL_ROWS, LABEL_COLUMNS) for p in pictures])
+            ),
+            colours=torch.from_numpy(np.stack([_sample(p.colours, 2, 2) for p in pictures])),
+            text=pad(text),
+            blocks=pad(blocks),
+            positions=pad(positions),
+            answers=pad(answers, NOT_WANTED),
+        )
+
+
+def _choose(picture: Picture, most: int, rng: Random) -> list[Question]:
+    kept = [q for q in picture.questions if rng.random() < _SELDOM.get(q.family, 1.0)]
+    kept = kept or list(picture.questions[:1])
+    rng.shuffle(kept)
+    return kept[:most]
+
+
+def pack(
+    tokenizer: PreTrainedTokenizerFast, questions: list[Question], rng: Random
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Token ids, block numbers, positions and wanted answers of a picture's questions in a row.
+
+    Usually every question is a block of its own that starts right behind the image. Sometimes all
+    of them are turns of one conversation.
+    """
+    conversation = rng.random() < _CONVERSATIONS
+    text: list[int] = []
+    blocks: list[int] = []
+    positions: list[int] = []
+    answers: list[int] = []
+    for number, question in enumerate(questions, start=1):
+        opening = "\n" if number == 1 or not conversation else "USER: "
+        asked = _encode(tokenizer, f"{opening}{question.text} ASSISTANT:")
+        answer = [*_encode(tokenizer, f" {question.answer}"), tokenizer.eos_token_id]
+        start = len(text) if conversation else 0
+        text += asked + answer
+        blocks += [1 if conversation else number] * (len(asked) + len(answer))
+        positions += range(start, start + len(asked) + len(answer))
+        answers += [NOT_WANTED] * len(asked) + answer
+    return text, blocks, positions, answers
+
+
+def pad(rows: tuple[list[int], ...], fill: int = 0) -> Tensor:
+    longest = max(len(row) for row in rows)
+    return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return ids
+
+
+def _sample(labels: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.int64]:
+    """Labels at rows × columns points of every patch: int64 [patches, points]."""
+    side = labels.shape[0] // PATCH
+    y = (np.arange(side)[:, None] * PATCH + (np.arange(rows) + 0.5) * PATCH / rows).astype(int)
+    x = (np.arange(side)[:, None] * PATCH + (np.arange(columns) + 0.5) * PATCH / columns).astype(
+        int
+    )
+    points = labels[y[:, None, :, None], x[None, :, None, :]].astype(np.int64)
+    flat: NDArray[np.int64] = points.reshape(side * side, rows * columns)
+    return flat

@@ -1,0 +1,286 @@
+"""m3-tiny as a module: a CLIP tower, LLaVA's projector and a Llama; and how to save it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+
+from m3_backend.scales import M3_GRID_SIDE, M3_SCALES
+from m3_backend.training.recipe import PATCH, Architecture
+from m3_backend.training.tokenizer import IMAGE_TOKEN, build_tokenizer
+from m3_backend.training.worlds.canvas import CLASSES, NO_COLOUR
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Where inside a patch the dense labels are read: small print packs two or three glyphs into it.
+LABEL_ROWS, LABEL_COLUMNS = 2, 4
+COLOUR_POINTS = 4
+
+
+class TinyLlava(nn.Module):
+    """A LLaVA-shaped model with dense heads for the vision tower's own training.
+
+    Args:
+        architecture: sizes.
+        tokenizer: decides the special token ids of the config.
+    """
+
+    def __init__(self, architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.config = _config(architecture, tokenizer)
+        self.llava = LlavaForConditionalGeneration(self.config)
+        width = architecture.vision_width
+        self.class_head = nn.Linear(width, LABEL_ROWS * LABEL_COLUMNS * len(CLASSES))
+        self.colour_head = nn.Linear(width, COLOUR_POINTS * NO_COLOUR)
+        _initialise_vision(self.vision)
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1) * 255, persistent=False)
+
+    # transformers' modules are untyped, hence Any.
+
+    @property
+    def vision(self) -> Any:
+        return self.llava.model.vision_tower
+
+    @property
+    def projector(self) -> Any:
+        return self.llava.model.multi_modal_projector
+
+    @property
+    def language(self) -> Any:
+        return self.llava.model.language_model
+
+    def patches(self, pixels: Tensor, corner: tuple[int, int] = (0, 0)) -> Tensor:
+        """Patch features of a batch of pictures.
+
+        Args:
+            pixels: uint8 [batch, side, side, 3].
+            corner: (row, column) of the position table's window to use. A picture smaller than the
+                grid then looks, to the tower, like a part of a full one: neighbours stay neighbours.
+
+        Returns:
+            [batch, (side / 14)², vision width].
+        """
+        tower = self.vision
+        x = (pixels.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        grid = tower.embeddings.patch_embedding(x)
+        batch, width, rows, columns = grid.shape
+        table = tower.embeddings.position_embedding.weight
+        window = table[1:].view(M3_GRID_SIDE, M3_GRID_SIDE, width)
+        window = window[corner[0] : corner[0] + rows, corner[1] : corner[1] + columns]
+        tokens = grid.flatten(2).transpose(1, 2) + window.reshape(rows * columns, width)
+        cls = (tower.embeddings.class_embedding + table[0]).expand(batch, 1, width)
+        hidden = tower.pre_layrnorm(torch.cat([cls.to(tokens.dtype), tokens], dim=1))
+        encoded: Tensor = tower.encoder(inputs_embeds=hidden).last_hidden_state
+        return encoded[:, 1:]
+
+    def dense_logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits at the label points of every patch: [.., 8, classes], [.., 4, colours]."""
+        batch, patches, _ = features.shape
+        classes = self.class_head(features).view(batch, patches, LABEL_ROWS * LABEL_COLUMNS, -1)
+        colours = self.colour_head(features).view(batch, patches, COLOUR_POINTS, -1)
+        return classes, colours
+
+    def visual_tokens(self, features: Tensor, scale: int) -> Tensor:
+        """Projected and pooled: [batch, scale, text width]."""
+        projected = self.projector(features)
+        side = math.isqrt(projected.shape[1])
+        kernel = side // math.isqrt(scale)
+        grid = projected.transpose(1, 2).unflatten(2, (side, side))
+        return F.avg_pool2d(grid, kernel).flatten(2).transpose(1, 2)
+
+    def answer_logits(
+        self,
+        visual: Tensor,
+        before: Tensor,
+        text: Tensor,
+        blocks: Tensor,
+        positions: Tensor,
+        wanted: Tensor,
+    ) -> Tensor:
+        """Logits of the answers to several independent questions about each picture.
+
+        Args:
+            visual: [batch, scale, width].
+            before: [n] token ids in front of the image.
+            text: [batch, length] token ids behind it, questions and answers one after another.
+            blocks: [batch, length] number of the question a token belongs to, from 1; 0 is padding.
+            positions: [batch, length] position of each token relative to the end of the image.
+            wanted: [batch, length] bool, tokens whose prediction is asked for.
+
+        Returns:
+            [tokens asked for, vocabulary]. A token sees the image and its own question only, as if
+            every question had been asked in a conversation of its own.
+        """
+        batch, scale, _ = visual.shape
+        embed = self.language.embed_tokens
+        head = embed(before).expand(batch, -1, -1).to(visual.dtype)
+        sequence = torch.cat([head, visual, embed(text).to(visual.dtype)], dim=1)
+        prefix = before.shape[0] + scale
+        every = torch.cat(
+            [blocks.new_zeros(batch, prefix), torch.where(blocks > 0, blocks, -1)], dim=1
+        )
+        place = torch.arange(prefix, device=text.device).expand(batch, -1)
+        place = torch.cat([place, prefix + positions], dim=1)
+        index = torch.arange(every.shape[1], device=text.device)
+        causal = index[:, None] >= index[None, :]
+        same = (every[:, None, :] == 0) | (every[:, :, None] == every[:, None, :])
+        mask = (causal & same)[:, None]
+        hidden = self.language(
+            inputs_embeds=sequence, attention_mask=mask, position_ids=place, use_cache=False
+        )
+        states = hidden.last_hidden_state[:, prefix - 1 : -1]
+        logits: Tensor = self.llava.lm_head(states[wanted])
+        return logits
+
+
+def _config(a: Architecture, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
+    vision = CLIPVisionConfig(
+        hidden_size=a.vision_width,
+        intermediate_size=a.vision_mlp,
+        num_hidden_layers=a.vision_layers,
+        num_attention_heads=a.vision_heads,
+        image_size=M3_GRID_SIDE * PATCH,
+        patch_size=PATCH,
+        projection_dim=a.vision_width,
+    )
+    text = LlamaConfig(
+        vocab_size=a.vocabulary,
+        hidden_size=a.text_width,
+        intermediate_size=a.text_mlp,
+        num_hidden_layers=a.text_layers,
+        num_attention_heads=a.text_heads,
+        num_key_value_heads=a.text_heads,
+        max_position_embeddings=a.max_positions,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.get_vocab()[IMAGE_TOKEN],
+        image_seq_length=M3_GRID_SIDE**2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+    )
+
+
+def _initialise_vision(tower: Any) -> None:
+    """Patch embedding to a 2-D cosine basis, positions to 2-D sines: a tower that sees at once."""
+    weight: Tensor = tower.embeddings.patch_embedding.weight
+    width = weight.shape[0]
+    n = torch.arange(PATCH, dtype=torch.float32)
+    basis = torch.stack(
+        [torch.cos(math.pi * (n + 0.5) * k / PATCH) * math.sqrt(2 / PATCH) for k in range(PATCH)]
+    )
+    basis[0] /= math.sqrt(2)
+    frequencies = sorted(((i, j) for i in range(PATCH) for j in range(PATCH)), key=sum)
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    chroma = (torch.tensor([0.5, -0.5, 0.0]), torch.tensor([0.25, 0.25, -0.5]))
+    low = [(c, i, j, 1.0) for i, j in frequencies if i + j < 3 for c in chroma]
+    every = low + [(luma, i, j, 1 + 0.15 * (i + j)) for i, j in frequencies]
+    filters = [
+        torch.einsum("c,h,w->chw", c, basis[i], basis[j]) * gain for c, i, j, gain in every[:width]
+    ]
+    table: Tensor = tower.embeddings.position_embedding.weight
+    quarter = width // 4
+    rates = 100 ** (-torch.arange(quarter, dtype=torch.float32) / quarter)
+    angle = torch.arange(M3_GRID_SIDE, dtype=torch.float32)[:, None] * rates
+    wave = torch.cat([angle.sin(), angle.cos()], dim=1)
+    side = M3_GRID_SIDE
+    both = [wave[:, None].expand(side, side, -1), wave[None].expand(side, side, -1)]
+    with torch.no_grad():
+        weight.copy_(torch.stack(filters) * 0.7)
+        table[1:].copy_(torch.cat(both, dim=-1).reshape(side * side, -1) * 0.3)
+
+
+_PUBLIC_NAMES = (
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+)
+
+
+def public_name(key: str) -> str:
+    """The name a weight has in the public llava-hf checkpoints, which vLLM reads too."""
+    for ours, public in _PUBLIC_NAMES:
+        if key.startswith(ours):
+            return public + key[len(ours) :]
+    raise KeyError(key)
+
+
+def save_checkpoint(model: TinyLlava, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes a bf16 checkpoint in the public llava-hf layout, tokenizer and processor included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = model.llava.state_dict()
+    weights = {
+        public_name(k): v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in state.items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = model.config.to_dict()
+    config["architectures"] = ["LlavaForConditionalGeneration"]
+    config["dtype"] = "bfloat16"
+    config["m3"] = {"scales": list(M3_SCALES), "template": "vicuna_v1", "system": ""}
+    _write_json(folder / "config.json", config)
+    side = M3_GRID_SIDE * PATCH
+    _write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "LlavaImageProcessor",
+            "processor_class": "LlavaProcessor",
+            "do_convert_rgb": True,
+            "do_pad": True,
+            "do_resize": True,
+            "size": {"shortest_edge": side},
+            "resample": 3,
+            "do_center_crop": True,
+            "crop_size": {"height": side, "width": side},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(CLIP_MEAN),
+            "image_std": list(CLIP_STD),
+        },
+    )
+    _write_json(
+        folder / "processor_config.json",
+        {
+            "processor_class": "LlavaProcessor",
+            "image_token": IMAGE_TOKEN,
+            "patch_size": PATCH,
+            "num_additional_image_tokens": 1,
+            "vision_feature_select_strategy": "default",
+        },
+    )
+    eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
+    generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad, "do_sample": False}
+    _write_json(folder / "generation_config.json", generation)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+__all__ = ["TinyLlava", "build_tokenizer", "public_name", "save_checkpoint"]

@@ -1,0 +1,98 @@
+"""The recipes by which m3-tiny is made: every number of a training run in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from m3_backend.scales import M3_SCALES
+
+PATCH = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Sizes of the model. The language model outweighs the vision tower, as in the 7B model."""
+
+    vision_width: int = 160
+    vision_layers: int = 4
+    vision_heads: int = 5
+    vision_mlp: int = 640
+    text_width: int = 256
+    text_layers: int = 6
+    text_heads: int = 4
+    text_mlp: int = 704
+    vocabulary: int = 1024
+    max_positions: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One leg of training.
+
+    Args:
+        kind: "dense" trains the vision tower on per-patch labels; "language" the language model
+            and the projector on questions, with the Matryoshka loss.
+        side: picture side in pixels. Pictures of 168 px show a quarter of the grid at full detail.
+        scales: sampling weight of each scale; a step draws one (an unbiased and several times
+            cheaper estimate of the mean over scales that M3 trains with).
+        vision_lr: learning rate of the vision tower in a language stage; 0 freezes it.
+        decay: share of the steps, at the end, over which the learning rate falls to zero.
+    """
+
+    name: str
+    kind: Literal["dense", "language"]
+    steps: int
+    batch: int
+    side: int = 336
+    lr: float = 2e-3
+    matrix_lr: float = 3e-3
+    vision_lr: float = 0.0
+    warmup: int = 50
+    decay: float = 0.4
+    scales: dict[int, float] = field(default_factory=lambda: dict.fromkeys(M3_SCALES, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    name: str
+    stages: tuple[Stage, ...]
+    architecture: Architecture = Architecture()
+    questions: int = 5
+    seed: int = 0
+
+
+_QUARTER = {1: 0.10, 9: 0.20, 36: 0.25, 144: 0.45}
+_WHOLE = {1: 0.10, 9: 0.15, 36: 0.20, 144: 0.25, 576: 0.30}
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "cpu",
+            (
+                Stage("dense", "dense", steps=1400, batch=128, side=168, lr=1e-3, matrix_lr=2e-3),
+                Stage("language-168", "language", steps=1000, batch=128, side=168, scales=_QUARTER),
+                Stage(
+                    "language-336",
+                    "language",
+                    steps=240,
+                    batch=64,
+                    lr=1e-3,
+                    matrix_lr=1.5e-3,
+                    scales=_WHOLE,
+                ),
+            ),
+        ),
+        Recipe(
+            "smoke",
+            (
+                Stage("dense", "dense", steps=4, batch=8, side=168, warmup=1),
+                Stage(
+                    "language", "language", steps=4, batch=8, side=168, warmup=1, scales=_QUARTER
+                ),
+            ),
+            Architecture(64, 1, 2, 128, 64, 1, 2, 128),
+        ),
+    )
+}

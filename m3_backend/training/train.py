@@ -1,0 +1,219 @@
+"""Trains m3-tiny from nothing: `python -m m3_backend.training.train --recipe cpu --out runs/tiny`.
+
+Stops and resumes at any step; the same seed on the same hardware gives the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from m3_backend.scales import M3_GRID_SIDE
+from m3_backend.training.batches import NOT_WANTED, Batch, Batches
+from m3_backend.training.model import TinyLlava, build_tokenizer, save_checkpoint
+from m3_backend.training.recipe import PATCH, RECIPES, Recipe, Stage
+from m3_backend.training.worlds.canvas import CLASSES, NO_COLOUR
+
+_SAVE_EVERY_S = 120.0
+
+
+class Run:
+    """A training run in a folder: state.pt (to resume), metrics.jsonl, checkpoint/ (the result)."""
+
+    def __init__(self, recipe: Recipe, out: Path, device: str, workers: int) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.out = out
+        self.device = device
+        self.workers = workers
+        self.tokenizer: PreTrainedTokenizerFast = build_tokenizer(recipe.architecture.vocabulary)
+        self.model = TinyLlava(recipe.architecture, self.tokenizer).to(device)
+        before = self.tokenizer.encode("USER: ", add_special_tokens=False)
+        self.before = torch.tensor([self.tokenizer.bos_token_id, *before], device=device)
+        out.mkdir(parents=True, exist_ok=True)
+
+    def train(self) -> None:
+        """Runs every stage that is not finished yet, then writes the checkpoint."""
+        done, step, optimisers = self._resume()
+        for number, stage in enumerate(self.recipe.stages):
+            if number < done:
+                continue
+            self._run_stage(
+                number, stage, step if number == done else 0, optimisers if number == done else None
+            )
+        save_checkpoint(self.model, self.tokenizer, self.out / "checkpoint")
+
+    def _run_stage(
+        self, number: int, stage: Stage, first: int, saved: list[dict[str, Any]] | None
+    ) -> None:
+        trained = self._trainable(stage)
+        optimisers = _optimisers(stage, trained)
+        for optimiser, state in zip(optimisers, saved or (), strict=bool(saved)):
+            optimiser.load_state_dict(state)
+        parameters = [p for group in trained for p in group]
+        saved_at = time.monotonic()
+        bar = tqdm(total=stage.steps, initial=first, desc=stage.name, unit="step", mininterval=10)
+        for step, batch in enumerate(self._batches(stage, first), start=first):
+            rate = _schedule(step, stage)
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = group["initial_lr"] * rate
+            with torch.autocast(self.device, dtype=torch.bfloat16):
+                loss, metrics = self._loss(stage, step, batch)
+            for optimiser in optimisers:
+                optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            for optimiser in optimisers:
+                optimiser.step()
+            bar.update()
+            if step % 10 == 0 or step == stage.steps - 1:
+                self._log(stage=stage.name, step=step, loss=loss.item(), **metrics)
+                bar.set_postfix(loss=f"{loss.item():.3f}", **metrics)
+            if time.monotonic() - saved_at > _SAVE_EVERY_S:
+                self._save(number, step + 1, optimisers)
+                saved_at = time.monotonic()
+        bar.close()
+        self._save(number + 1, 0, [])
+
+    def _trainable(self, stage: Stage) -> list[list[nn.Parameter]]:
+        """[matrices, the rest, vision tower at its own rate] of a stage; all else is frozen."""
+        model = self.model
+        model.requires_grad_(False)
+        if stage.kind == "dense":
+            body: list[nn.Module] = [model.vision.pre_layrnorm, model.vision.encoder]
+            rest: list[nn.Module] = [model.vision.embeddings, model.class_head, model.colour_head]
+            slow: list[nn.Module] = []
+        else:
+            body = [model.language.layers, model.language.norm, model.projector]
+            rest = [model.language.embed_tokens, model.llava.lm_head]
+            slow = [model.vision.embeddings, model.vision.pre_layrnorm, model.vision.encoder]
+            slow = slow if stage.vision_lr else []
+        matrices = [p for m in body for p in m.parameters() if p.ndim == 2]
+        others = [p for m in body for p in m.parameters() if p.ndim != 2]
+        others += [p for m in rest for p in m.parameters()]
+        groups = [matrices, others, [p for m in slow for p in m.parameters()]]
+        for group in groups:
+            for parameter in group:
+                parameter.requires_grad_(True)
+        return groups
+
+    def _batches(self, stage: Stage, first: int) -> Iterator[Batch]:
+        batches = Batches(stage, self.tokenizer, self.recipe.questions, self.recipe.seed)
+        left = Subset(batches, range(first, stage.steps))
+        loader = DataLoader(
+            left,
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=4 if self.workers else None,
+            pin_memory=self.device == "cuda",
+        )
+        for batch in loader:
+            yield Batch(
+                **{
+                    f.name: getattr(batch, f.name).to(self.device, non_blocking=True)
+                    for f in fields(Batch)
+                }
+            )
+
+    def _loss(self, stage: Stage, step: int, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        rng = Random(f"{self.recipe.seed}-{stage.name}-{step}-draws")
+        room = M3_GRID_SIDE - stage.side // PATCH
+        corner = (rng.randint(0, room), rng.randint(0, room))
+        with torch.set_grad_enabled(stage.kind == "dense" or stage.vision_lr > 0):
+            features = self.model.patches(batch.pixels, corner)
+        if stage.kind == "dense":
+            return self._dense_loss(features, batch)
+        scale = rng.choices(list(stage.scales), list(stage.scales.values()))[0]
+        wanted = batch.answers != NOT_WANTED
+        visual = self.model.visual_tokens(features, scale)
+        logits = self.model.answer_logits(
+            visual, self.before, batch.text, batch.blocks, batch.positions, wanted
+        )
+        loss = F.cross_entropy(logits.float(), batch.answers[wanted])
+        return loss, {"scale": scale}
+
+    def _dense_loss(self, features: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        classes, colours = self.model.dense_logits(features)
+        weight = torch.ones(len(CLASSES), device=features.device)
+        weight[0] = 0.2  # most of a picture is background
+        class_loss = F.cross_entropy(
+            classes.flatten(0, 2).float(), batch.classes.flatten(), weight=weight
+        )
+        known = batch.colours < NO_COLOUR
+        colour_loss = F.cross_entropy(colours[known].float(), batch.colours[known])
+        drawn = batch.classes > 0
+        right = (classes.argmax(-1) == batch.classes)[drawn].float().mean().item()
+        return class_loss + colour_loss, {"foreground_accuracy": round(right, 3)}
+
+    def _save(self, stage: int, step: int, optimisers: list[torch.optim.Optimizer]) -> None:
+        state = {
+            "recipe": json.dumps(asdict(self.recipe)),
+            "model": self.model.state_dict(),
+            "stage": stage,
+            "step": step,
+            "optimisers": [o.state_dict() for o in optimisers],
+        }
+        partial = self.out / "state.pt.partial"
+        torch.save(state, partial)
+        partial.replace(self.out / "state.pt")
+
+    def _resume(self) -> tuple[int, int, list[dict[str, Any]] | None]:
+        path = self.out / "state.pt"
+        if not path.exists():
+            return 0, 0, None
+        # Written by this program on this machine; tensors and plain containers only.
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        return state["stage"], state["step"], state["optimisers"] or None
+
+    def _log(self, **entry: object) -> None:
+        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 1), **entry}) + "\n")
+
+
+def _optimisers(stage: Stage, trained: list[list[nn.Parameter]]) -> list[torch.optim.Optimizer]:
+    matrices, others, slow = trained
+    groups: list[dict[str, Any]] = [{"params": others, "lr": stage.lr, "initial_lr": stage.lr}]
+    if slow:
+        groups.append({"params": slow, "lr": stage.vision_lr, "initial_lr": stage.vision_lr})
+    muon = torch.optim.Muon(
+        matrices, lr=stage.matrix_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+    )
+    muon.param_groups[0]["initial_lr"] = stage.matrix_lr
+    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def _schedule(step: int, stage: Stage) -> float:
+    """Linear warm-up, constant, linear decay."""
+    warm = min(1.0, (step + 1) / stage.warmup)
+    left = (stage.steps - step) / max(1.0, stage.decay * stage.steps)
+    return warm * min(1.0, left)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    options = parser.parse_args()
+    Run(RECIPES[options.recipe], options.out, options.device, options.workers).train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Receipts, forms and tables, with look-ups."""
+
+from __future__ import annotations
+
+from m3_backend.training.worlds import lettering
+from m3_backend.training.worlds.scene import Scene
+
+ITEMS = tuple(
+    """
+    tea milk bread rice soap salt fish eggs ham jam corn beans oil pen book lamp rope nails
+    glue tape
+    """.split()
+)
+FIELDS = tuple(
+    """
+    name city date phone code room unit plan
+    """.split()
+)
+_PAPER = ("white", "yellow", "pink", "cyan", "grey")
+_LETTERHEADS = ("MARKET", "OFFICE", "STORE", "BUREAU")
+
+
+class _Sheet:
+    """A page of lines in one font and size."""
+
+    def __init__(self, scene: Scene, columns: int, least_lines: int) -> None:
+        self.scene = scene
+        self.canvas = scene.fresh_canvas(scene.rng.choice(_PAPER))
+        self.font = scene.font()
+        self.ink = scene.rng.choice(("black", "blue", "brown", "purple"))
+        side = scene.side
+        # The widest line must fit, and `least_lines` of them with some air.
+        probe = 20
+        glyph = (
+            lettering.width_of(self.font, int(lettering.font_of_height(self.font, probe).size), "H")
+            / probe
+        )
+        tallest = min((side - 12) / (columns * glyph), side / (least_lines * 1.7))
+        self.height = max(7, round(scene.log_uniform(7, max(7.5, min(tallest, 40)))))
+        self.pitch = self.height * scene.rng.uniform(1.5, 1.9)
+        self.lines = int((side - 8) / self.pitch)
+        if scene.shift == "density":
+            self.pitch = self.height * 1.35
+        self.left = scene.rng.uniform(3, max(3.5, side - columns * glyph * self.height - 4))
+        self.width = columns * glyph * self.height
+        self.top = scene.rng.uniform(3, max(3.5, side - least_lines * self.pitch))
+
+    def write(self, line: int, text: str, x: float) -> None:
+        self.canvas.text(x, self.top + line * self.pitch, text, self.font, self.height, self.ink)
+
+    def write_right(self, line: int, text: str) -> None:
+        size = int(lettering.font_of_height(self.font, self.height).size)
+        end = self.left + self.width
+        self.write(line, text, end - lettering.width_of(self.font, size, text))
+
+    def room(self) -> int:
+        """Lines that still fit below the top margin."""
+        return int((self.scene.side - 4 - self.top) / self.pitch)
+
+
+def receipt(scene: Scene) -> None:
+    rng = scene.rng
+    sheet = _Sheet(scene, columns=12, least_lines=4)
+    count = rng.randint(2, max(2, min(10, sheet.room() - 2)))
+    items = rng.sample(ITEMS, count)
+    cents = [rng.randint(10, 990) * 5 for _ in items]
+    sheet.write(0, rng.choice(_LETTERHEADS), sheet.left)
+    for line, (item, price) in enumerate(zip(items, cents, strict=True), start=1):
+        sheet.write(line, item.upper(), sheet.left)
+        sheet.write_right(line, _money(price))
+    sheet.write(count + 1, "TOTAL", sheet.left)
+    sheet.write_right(count + 1, _money(sum(cents)))
+    scene.ask("documents", "total", _money(sum(cents)), sheet.height)
+    for index in rng.sample(range(count), min(2, count)):
+        scene.ask("documents", "price", _money(cents[index]), sheet.height, item=items[index])
+    scene.ask("document_kind", "document_kind", "receipt", sheet.height)
+
+
+def _money(cents: int) -> str:
+    return f"{cents // 100}.{cents % 100:02d}"
+
+
+def form(scene: Scene) -> None:
+    rng = scene.rng
+    sheet = _Sheet(scene, columns=12, least_lines=3)
+    count = rng.randint(2, max(2, min(len(FIELDS), sheet.room())))
+    fields = rng.sample(FIELDS, count)
+    values = []
+    for line, field in enumerate(fields):
+        value = lettering.number(rng, 5) if rng.random() < 0.5 else lettering.word(rng, 6)
+        values.append(value)
+        sheet.write(line, field.upper(), sheet.left)
+        x = sheet.left + sheet.width * 0.5
+        sheet.write(line, value, x)
+        y = sheet.top + line * sheet.pitch + sheet.height + 2
+        sheet.canvas.line([(x, y), (sheet.left + sheet.width, y)], "grey", 1)
+    for index in rng.sample(range(count), min(2, count)):
+        scene.ask("documents", "field", values[index], sheet.height, field=fields[index])
+    scene.ask("document_kind", "document_kind", "form", sheet.height)
+
+
+def table(scene: Scene) -> None:
+    rng = scene.rng
+    columns = rng.randint(2, 5)
+    sheet = _Sheet(scene, columns=4 * (columns + 1), least_lines=3)
+    rows = rng.randint(2, max(2, min(9, sheet.room() - 1)))
+    pitch = sheet.width / (columns + 1)
+    values = [[str(rng.randint(0, 99)) for _ in range(columns)] for _ in range(rows)]
+    for column in range(columns):
+        sheet.write(0, lettering.LETTERS[column], sheet.left + (column + 1) * pitch)
+    for row in range(rows):
+        sheet.write(row + 1, str(row + 1), sheet.left)
+        for column in range(columns):
+            sheet.write(row + 1, values[row][column], sheet.left + (column + 1) * pitch)
+    for line in range(rows + 1):
+        y = sheet.top + line * sheet.pitch + sheet.height + 2
+        sheet.canvas.line([(sheet.left, y), (sheet.left + sheet.width, y)], "grey", 1)
+    for _ in range(2):
+        row, column = rng.randrange(rows), rng.randrange(columns)
+        place = {"row": str(row + 1), "column": lettering.LETTERS[column]}
+        scene.ask("documents", "cell", values[row][column], sheet.height, **place)
+    scene.ask("document_kind", "document_kind", "table", sheet.height)
