@@ -1,0 +1,1 @@
+"""Which token scale is enough for an image and a question."""

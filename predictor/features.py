@@ -1,0 +1,85 @@
+"""The features of an (image, question) pair: what they are called, which version, their values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor import image_features, query_features
+from predictor.query_features import QueryProjection
+
+# Features of different versions must never meet: a model trained on one is refused with the other.
+VERSION = f"{image_features.VERSION}+{query_features.VERSION}+cross-1"
+
+# What a question asks for decides whose size matters. Where it does not ask, the value is the
+# largest there is: nothing small is wanted.
+_CROSSES = {
+    "cross.text_height": (("query.about_text", "query.about_amount"), "glyphs.height_q25"),
+    "cross.text_height_low": (("query.about_text", "query.about_amount"), "glyphs.height_q10"),
+    "cross.object_side": (
+        ("query.about_shape", "query.about_colour", "query.form_how_many"),
+        "regions.side_q25",
+    ),
+    "cross.object_side_low": (
+        ("query.about_shape", "query.about_colour", "query.form_how_many"),
+        "regions.side_min",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureVector:
+    """Named numbers about one image and one question, in the order a model was trained on.
+
+    Args:
+        names: F names; the prefix before the first dot is the group.
+        version: of the code that computed them.
+        values: F finite float32 values.
+    """
+
+    names: tuple[str, ...]
+    version: str
+    values: NDArray[np.float32]
+
+
+@cache
+def image_names() -> tuple[str, ...]:
+    """Names of the image features, in order."""
+    luma, half = np.zeros((2, 2), np.float32), np.zeros((3, 1, 1), np.float32)
+    return tuple(image_features.describe(image_features.View(luma, half, 1, 1, 1)))
+
+
+@cache
+def feature_names(directions: int) -> tuple[str, ...]:
+    """Names of all features, in order, for a query projection to that many directions."""
+    projected = tuple(f"query.direction_{k}" for k in range(directions))
+    hand_made = tuple(query_features.query_features(""))
+    return (*image_names(), *hand_made, *_CROSSES, *projected)
+
+
+def image_vector(data: bytes) -> NDArray[np.float32]:
+    """The features of an encoded image, in the order of `image_names`; worth caching by digest.
+
+    Raises:
+        InvalidImageError: the bytes do not decode.
+    """
+    values = image_features.image_features(data).values()
+    return np.fromiter(values, dtype=np.float32, count=len(values))
+
+
+def extract(
+    image: NDArray[np.float32], question: str, projection: QueryProjection
+) -> FeatureVector:
+    """All features of a question about an image whose `image_vector` is known."""
+    query = query_features.query_features(question)
+    crosses = []
+    for asked, measured in _CROSSES.values():
+        wanted = any(query[name] for name in asked)
+        crosses.append(
+            image[image_names().index(measured)] if wanted else image_features.MODEL_SIDE
+        )
+    values = np.concatenate((image, [*query.values(), *crosses], projection.apply(question)))
+    return FeatureVector(feature_names(projection.size), VERSION, values.astype(np.float32))

@@ -1,0 +1,364 @@
+"""What a picture would lose at each scale, measured on the model's own view of it.
+
+The model sees the picture padded to a square of 336 px and then averages cells of it, so that view
+is the working picture here: lengths are in *model pixels* (1/336 of the longer side), whatever was
+uploaded, and the time does not grow with the upload beyond its decoding, which a JPEG's draft mode
+keeps short.
+
+Everything is a pure function of pixels. Three ideas carry the weight: the energy that averaging
+over each grid would destroy; the heights of small high-contrast components, which for text are
+glyph heights; and the number and size of coloured regions, which is what counting and naming
+depend on.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from math import log2
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from scipy import ndimage
+
+from m3_backend.errors import InvalidImageError
+
+VERSION = "image-1"
+
+MODEL_SIDE = 336  # the vision tower's input side, in pixels
+FINEST_GRID = 24  # cells per side of its patch grid
+GRIDS = (1, 3, 6, 12, 24)  # cells per side whose residual energy is measured
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+_INK_CONTRAST = 28.0  # grey levels that set a stroke apart from what surrounds it
+_EDGE_CONTRAST = 20.0  # grey levels between neighbours that make an edge
+_REGION_CONTRAST = 24.0  # distance from the background, in grey levels, that makes a region
+_RUN_BOUNDS = (1, 2, 4, 8, 16)
+_GLYPH_BOUNDS = (4, 7, 11, 17, 26, 41, 65, 120)
+_GLYPH_LEAST = 3
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+_Plane = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """The model's view of a picture, without the padding.
+
+    Args:
+        luma: height×width grey levels in [0, 255], the longer side 336.
+        half: luma, blue and red difference at half that resolution, 3×height×width in [0, 255]; the
+            differences are centred on 128.
+        width, height: of the original as displayed, in its own pixels.
+        size_bytes: of the encoded file.
+    """
+
+    luma: _Plane
+    half: _Plane
+    width: int
+    height: int
+    size_bytes: int
+
+
+def open_view(data: bytes) -> View:
+    """Decode an encoded image cheaply into the model's view.
+
+    Raises:
+        InvalidImageError: the bytes do not decode completely as JPEG, PNG, WebP, GIF or BMP.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+            size = _fitted(width, height, MODEL_SIDE)
+            image.draft("YCbCr", size)
+            image.load()
+            view = _view(image, size, orientation)
+    except Exception as error:  # decoders raise all sorts; their words must not reach a client
+        raise InvalidImageError(
+            "The image could not be decoded. Send a complete JPEG, PNG, WebP, GIF or BMP file."
+        ) from error
+    luma, half = view
+    if orientation in _SIDEWAYS:
+        width, height = height, width
+    return View(luma, half, width, height, len(data))
+
+
+def _fitted(width: int, height: int, side: int) -> tuple[int, int]:
+    """The size with its longer side at `side`."""
+    longer = max(width, height)
+    return max(round(side * width / longer), 1), max(round(side * height / longer), 1)
+
+
+def _view(image: Image.Image, size: tuple[int, int], orientation: int) -> tuple[_Plane, _Plane]:
+    """The planes of a decoded picture: luma at `size`, all three at half of it, turned upright."""
+    if image.mode != "YCbCr":
+        image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        image = image.convert("YCbCr")
+    luma = image.getchannel(0).resize(size, Image.Resampling.BILINEAR)
+    half = image.resize(_fitted(*size, MODEL_SIDE // 2), Image.Resampling.BOX)
+    if orientation in _UPRIGHT:
+        luma, half = luma.transpose(_UPRIGHT[orientation]), half.transpose(_UPRIGHT[orientation])
+    planes = np.moveaxis(np.asarray(half), -1, 0)
+    return np.asarray(luma, dtype=np.float32), np.ascontiguousarray(planes, dtype=np.float32)
+
+
+def image_features(data: bytes) -> dict[str, float]:
+    """Every image feature by name, in a fixed order.
+
+    Raises:
+        InvalidImageError: as `open_view`.
+    """
+    return describe(open_view(data))
+
+
+def describe(view: View) -> dict[str, float]:
+    """Every feature of a view, by name, in a fixed order."""
+    ink = _ink(view.luma)
+    codes = _colour_codes(view.half)
+    return (
+        _file(view)
+        | _residuals("luma", view.luma[None])
+        | _residuals("chroma", view.half[1:])
+        | _edges(view.luma)
+        | _strokes(ink)
+        | _glyphs(ink)
+        | _colours(view, codes)
+        | _regions(view.half, codes)
+    )
+
+
+def _file(view: View) -> dict[str, float]:
+    pixels = view.width * view.height
+    return {
+        "file.log_pixels": log2(pixels),
+        "file.aspect": log2(view.width / view.height),
+        "file.bytes_per_pixel": view.size_bytes / pixels,
+        "file.bytes_per_model_pixel": view.size_bytes / view.luma.size,
+    }
+
+
+def _residuals(name: str, planes: _Plane) -> dict[str, float]:
+    """Energy within the cells of each grid: what is lost when a cell becomes its mean.
+
+    Standard deviations in grey levels: of the whole picture, of the worst cell, and of the cells
+    at the upper quantiles. Sums over the 24×24 cells of the padded square give all coarser grids.
+    """
+    side = max(planes.shape[1:])
+    rows, columns = (_padding(length, side) for length in planes.shape[1:])
+    padded = np.zeros((len(planes), side, side), dtype=np.float32)
+    padded[:, rows, columns] = planes - planes.mean((1, 2), keepdims=True)
+    inside = np.zeros((1, side, side), dtype=np.float32)
+    inside[:, rows, columns] = 1
+    first, second, count = (_cell_sums(plane) for plane in (padded, padded * padded, inside))
+
+    features = {}
+    for grid in GRIDS:
+        pixels = _coarser(count, grid)[0]
+        energy = _coarser(second, grid) - _coarser(first, grid) ** 2 / np.maximum(pixels, 1)
+        energy = np.maximum(energy, 0).sum(0)
+        held = pixels > 0
+        spread = np.sort(np.sqrt(energy[held] / pixels[held]))
+        features[f"{name}.lost_{grid}"] = float(np.sqrt(energy.sum() / pixels.sum()))
+        if grid > 1:  # a single cell has no distribution
+            features[f"{name}.lost_{grid}_q75"] = _quantile(spread, 0.75)
+            features[f"{name}.lost_{grid}_q95"] = _quantile(spread, 0.95)
+            features[f"{name}.lost_{grid}_max"] = float(spread[-1])
+    return features
+
+
+def _padding(length: int, side: int) -> slice:
+    """Where `length` pixels lie when centred in `side`."""
+    start = (side - length) // 2
+    return slice(start, start + length)
+
+
+def _cell_sums(planes: _Plane) -> NDArray[np.float64]:
+    """Sums over the cells of the finest grid: planes×side×side → planes×24×24."""
+    cell = planes.shape[-1] // FINEST_GRID
+    by_row = planes.reshape(len(planes), FINEST_GRID, cell, -1).sum(2)
+    by_cell = by_row.reshape(len(planes), FINEST_GRID, FINEST_GRID, cell)
+    sums: NDArray[np.float64] = by_cell.sum(3, dtype=np.float64)
+    return sums
+
+
+def _coarser(sums: NDArray[np.float64], grid: int) -> NDArray[np.float64]:
+    """Sums over `grid`×`grid` cells from sums over 24×24."""
+    step = FINEST_GRID // grid
+    coarser: NDArray[np.float64] = sums.reshape(-1, grid, step, grid, step).sum((2, 4))
+    return coarser
+
+
+def _quantile(ascending: NDArray[np.generic], share: float) -> float:
+    """The element that far through sorted values; np.quantile costs ten times as much."""
+    return float(ascending[round(share * (len(ascending) - 1))])
+
+
+def _halved(plane: _Plane) -> _Plane:
+    rows, columns = plane.shape[0] // 2 * 2, plane.shape[1] // 2 * 2
+    even = plane[:rows:2] + plane[1:rows:2]
+    return (even[:, :columns:2] + even[:, 1:columns:2]) * np.float32(0.25)
+
+
+def _edges(luma: _Plane) -> dict[str, float]:
+    """Share of edge and corner pixels and mean contrast, at three resolutions."""
+    features: dict[str, float] = {}
+    plane = luma
+    for level in ("full", "half", "quarter"):
+        if min(plane.shape) < 2:  # a sliver of a picture has no neighbours left
+            features |= dict.fromkeys(
+                (f"edges.{level}", f"corners.{level}", f"contrast.{level}"), 0.0
+            )
+            continue
+        across = np.abs(plane[:-1, 1:] - plane[:-1, :-1])
+        down = np.abs(plane[1:, :-1] - plane[:-1, :-1])
+        strongest = np.maximum(across, down)
+        features[f"edges.{level}"] = float(np.mean(strongest > _EDGE_CONTRAST))
+        features[f"corners.{level}"] = float(np.mean(np.minimum(across, down) > _EDGE_CONTRAST))
+        features[f"contrast.{level}"] = float(strongest.mean())
+        plane = _halved(plane)
+    return features
+
+
+def _ink(luma: _Plane) -> NDArray[np.bool_]:
+    """Pixels that stand out, darker or lighter, from their surroundings of about 40 px."""
+    grey = Image.fromarray(luma.astype(np.uint8))
+    coarse = grey.reduce((min(8, grey.width), min(8, grey.height))).filter(ImageFilter.BoxBlur(2))
+    around = np.asarray(coarse.resize(grey.size, Image.Resampling.BILINEAR), dtype=np.float32)
+    difference = luma - around
+    dark, light = difference < -_INK_CONTRAST, difference > _INK_CONTRAST
+    # Beside a stroke its ground stands out the other way; strokes are the rarer side.
+    few, many = sorted((dark, light), key=np.count_nonzero)
+    return few if few.any() else many
+
+
+def _strokes(ink: NDArray[np.bool_]) -> dict[str, float]:
+    """How long the runs of ink are, along rows and columns: text has many, short and alike."""
+    features = {"ink.share": float(ink.mean())}
+    for name, lines in (("rows", ink), ("columns", ink.T)):
+        framed = np.zeros((lines.shape[0], lines.shape[1] + 1), dtype=bool)
+        framed[:, :-1] = lines
+        flat = framed.ravel()
+        turns = np.flatnonzero(np.diff(flat, prepend=False))
+        lengths = turns[1::2] - turns[::2]
+        shares = _counts_up_to(lengths, _RUN_BOUNDS) / max(len(lengths), 1)
+        features[f"runs.{name}_per_line"] = len(lengths) / len(lines)
+        for bound, share in zip(_RUN_BOUNDS, shares, strict=True):
+            features[f"runs.{name}_up_to_{bound}"] = float(share)
+    return features
+
+
+def _counts_up_to(values: NDArray[np.int64], bounds: tuple[int, ...]) -> NDArray[np.int64]:
+    """How many non-negative whole numbers are at most each bound."""
+    cumulative = np.cumsum(np.bincount(values, minlength=bounds[-1] + 1))
+    return cumulative[list(bounds)]
+
+
+def _glyphs(ink: NDArray[np.bool_]) -> dict[str, float]:
+    """Heights in model pixels of the components of ink that could be glyphs.
+
+    A glyph is at least 3 px high, not longer than a few of its heights, and not solid. Without any
+    the heights are those of the picture itself: there is nothing small to read.
+    """
+    height, width, area = _components(ink)
+    is_glyph = (
+        (height >= _GLYPH_LEAST)
+        & (height <= _GLYPH_BOUNDS[-1])
+        & (width <= 4 * height)
+        & (height <= 12 * width)
+        & (area >= 4)
+        & (area <= 0.95 * height * width)
+    )
+    heights = np.sort(height[is_glyph])
+    features = {
+        "glyphs.count": float(len(heights)),
+        "glyphs.share": len(heights) / max(len(height), 1),
+    }
+    for bound, count in zip(_GLYPH_BOUNDS, _counts_up_to(heights, _GLYPH_BOUNDS), strict=True):
+        features[f"glyphs.up_to_{bound}"] = float(count)
+    if not len(heights):
+        heights = np.array([MODEL_SIDE])
+    for share in _QUANTILES:
+        features[f"glyphs.height_q{round(100 * share)}"] = _quantile(heights, share)
+    return features
+
+
+def _components(
+    mask: NDArray[np.bool_],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Height, width and area in pixels of the 8-connected components of a mask."""
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=np.int8))
+    at = np.flatnonzero(mask)
+    owner = labels.ravel()[at] - 1
+    rows, columns = np.divmod(at, mask.shape[1])
+    # Pixels come row by row: of several assignments to one place numpy keeps the last.
+    bottom, top = np.zeros((2, count), dtype=np.int64)
+    bottom[owner] = rows
+    top[owner[::-1]] = rows[::-1]
+    left, right = np.full(count, mask.shape[1]), np.zeros(count, dtype=np.int64)
+    np.minimum.at(left, owner, columns)
+    np.maximum.at(right, owner, columns)
+    return bottom - top + 1, right - left + 1, np.bincount(owner, minlength=count)
+
+
+def _colour_codes(half: _Plane) -> NDArray[np.int16]:
+    """One of 4,096 colours per pixel: 16 levels each of luma and the two differences."""
+    luma, blue, red = half.astype(np.int16) >> 4
+    codes: NDArray[np.int16] = luma << 8 | blue << 4 | red
+    return codes
+
+
+def _colours(view: View, codes: NDArray[np.int16]) -> dict[str, float]:
+    """How many colours there are, and how evenly they share the picture."""
+    shares = np.bincount(codes.ravel()) / codes.size
+    shares = np.sort(shares[shares > 0])[::-1]
+    greys = np.bincount(view.luma.astype(np.uint8).ravel() >> 2) / view.luma.size
+    return {
+        "colours.count": float(len(shares)),
+        "colours.over_1_percent": float((shares > 0.01).sum()),
+        "colours.first": float(shares[0]),
+        "colours.second": float(shares[1]) if len(shares) > 1 else 0.0,
+        "colours.entropy": _entropy(shares),
+        "luma.entropy": _entropy(greys[greys > 0]),
+        "luma.mean": float(view.luma.mean()),
+        "chroma.mean": float(np.abs(view.half[1:] - 128).mean()),
+    }
+
+
+def _entropy(shares: NDArray[np.float64]) -> float:
+    """In bits."""
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def _regions(half: _Plane, codes: NDArray[np.int16]) -> dict[str, float]:
+    """Number and size, in model pixels, of the regions that differ from the commonest colour."""
+    ground = codes == np.bincount(codes.ravel()).argmax()
+    typical = np.array([plane[ground].mean() for plane in half], dtype=np.float32)
+    distance = np.abs(half - typical[:, None, None]).max(0)
+    height, width, area = _components(distance > _REGION_CONTRAST)
+    solid = area >= 4
+    sides = np.sort(2 * np.sqrt(height[solid] * width[solid]))
+    features = {
+        "regions.count": float(len(sides)),
+        "regions.share": float(area.sum() / codes.size),
+    }
+    if not len(sides):
+        sides = np.array([float(MODEL_SIDE)])
+    features["regions.side_min"] = float(sides[0])
+    features["regions.side_max"] = float(sides[-1])
+    for share in _QUANTILES:
+        features[f"regions.side_q{round(100 * share)}"] = _quantile(sides, share)
+    return features

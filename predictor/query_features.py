@@ -1,0 +1,152 @@
+"""What a question asks for, from its text alone.
+
+Two parts: counts and forms that mean the same for every model (pure functions), and a projection of
+word and character n-grams that is fitted on the training questions (TF-IDF, then truncated SVD) and
+travels in the artefact as arrays. Serving applies it with a few lines of numpy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+VERSION = "query-1"
+
+_WORD = re.compile(r"[a-z]+|\d+")
+_LONGEST = 512  # characters read; a question says what it wants early
+
+_FORMS = {
+    name: re.compile(pattern)
+    for name, pattern in {
+        "yes_no": r"^(is|are|am|was|were|does|do|did|can|could|has|have|will)\b",
+        "what": r"\bwhat\b",
+        "which": r"\bwhich\b",
+        "where": r"\bwhere\b",
+        "who": r"\b(who|whose)\b",
+        "when": r"\b(when|what (time|date|year|day))\b",
+        "how_many": r"\b(how many|number of|count)\b",
+        "how_much": r"\bhow (much|big|large|tall|long|far|old)\b",
+        "command": r"^(please )?(name|read|list|tell|give|write|state|find|count|describe|say)\b",
+        "choice": r"\bor\b",
+    }.items()
+}
+_TOPICS = {
+    name: re.compile(pattern)
+    for name, pattern in {
+        "text": r"\b(read|reads|text|words?|written|writing|says?|spell(ed|ing)?|letters?|sign"
+        r"|label|title|caption|heading|printed|handwritten|transcribe|digits?|numbers?|numerals?)\b",
+        "amount": r"\b(total|subtotal|prices?|costs?|amount|sum|paid|tax|date|values?|score"
+        r"|percent|percentage|quantity)\b",
+        "chart": r"\b(chart|graph|plot|bars?|lines?|pie|slice|axis|legend|table|row|column)\b",
+        "colour": r"\b(colou?rs?|red|green|blue|yellow|orange|purple|pink|brown|black|white"
+        r"|gr[ae]y)\b",
+        "place": r"\b(left|right|above|below|under|over|top|bottom|upper|lower|cent(er|re)"
+        r"|middle|between|beside|next|near|corner|inside|behind)\b",
+        "shape": r"\b(shapes?|circles?|squares?|triangles?|stars?|rectangles?|hexagons?|pentagons?"
+        r"|diamonds?|cross(es)?|rings?|hearts?)\b",
+        "compare": r"\b(than|more|less|fewer|most|least|(larg|bigg|small|high|low|tall|short|long)"
+        r"(er|est)|same|equal|different)\b",
+        "small": r"\b(small|tiny|little|fine|detail|details)\b",
+        "overall": r"\b(background|scene|main(ly)?|overall|dominant|mostly|picture|photo|image)\b",
+    }.items()
+}
+
+
+def query_features(question: str) -> dict[str, float]:
+    """Every hand-made query feature by name, in a fixed order."""
+    text = question[:_LONGEST].strip().lower()
+    words = _WORD.findall(text)
+    features = {
+        "query.characters": float(len(text)),
+        "query.words": float(len(words)),
+        "query.longest_word": float(max(map(len, words), default=0)),
+        "query.digits": float(sum(character.isdigit() for character in text)),
+        "query.quoted": float(text.count('"') // 2 + text.count("“")),
+        "query.capitals": float(
+            sum(word[:1].isupper() for word in question[:_LONGEST].split()[1:])
+        ),
+        "query.lines": float(text.count("\n") + 1),
+    }
+    for name, pattern in _FORMS.items():
+        features[f"query.form_{name}"] = float(pattern.search(text) is not None)
+    for name, pattern in _TOPICS.items():
+        features[f"query.about_{name}"] = float(pattern.search(text) is not None)
+    return features
+
+
+def ngrams(question: str) -> Iterator[str]:
+    """Words, word pairs, and the three- and four-letter pieces of words (with their borders)."""
+    words = _WORD.findall(question[:_LONGEST].lower())
+    yield from words
+    for first, second in pairwise(words):
+        yield f"{first} {second}"
+    for word in words:
+        bordered = f"<{word}>"
+        for length in (3, 4):
+            for start in range(len(bordered) - length + 1):
+                yield bordered[start : start + length]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryProjection:
+    """A fitted projection of a question's n-grams to K numbers.
+
+    Args:
+        vocabulary: the V n-grams it knows.
+        idf: V inverse document frequencies.
+        directions: V×K, the leading right singular vectors of the training questions' TF-IDF.
+    """
+
+    vocabulary: tuple[str, ...]
+    idf: NDArray[np.float64]
+    directions: NDArray[np.float64]
+    _index: dict[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        rows = len(self.vocabulary)
+        if self.idf.shape != (rows,) or self.directions.ndim != 2 or len(self.directions) != rows:
+            raise ValueError(f"idf and directions must have one row for each of {rows} n-grams")
+        object.__setattr__(self, "_index", {term: row for row, term in enumerate(self.vocabulary)})
+
+    @property
+    def size(self) -> int:
+        return int(self.directions.shape[1])
+
+    def apply(self, question: str) -> NDArray[np.float64]:
+        """K coordinates of a question; zeros where it shares no n-gram with the vocabulary."""
+        known = Counter(self._index[term] for term in ngrams(question) if term in self._index)
+        if not known:
+            return np.zeros(self.size)
+        rows = np.fromiter(known.keys(), dtype=np.intp)
+        counts = np.fromiter(known.values(), dtype=np.float64)
+        weights = (1.0 + np.log(counts)) * self.idf[rows]
+        coordinates: NDArray[np.float64] = weights @ self.directions[rows]
+        return coordinates / np.sqrt(weights @ weights)
+
+    @classmethod
+    def fit(
+        cls, questions: Sequence[str], *, size: int = 24, terms: int = 4096, seed: int = 0
+    ) -> QueryProjection:
+        """Learn n-grams and directions from training questions; repeats carry no extra weight.
+
+        Few or uniform questions give fewer directions than asked for, down to none.
+        """
+        # Only fitting needs scikit-learn; a service that answers must not wait for its import.
+        from sklearn.decomposition import TruncatedSVD  # noqa: PLC0415
+        from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: PLC0415
+
+        distinct = sorted(set(questions))
+        vectorizer = TfidfVectorizer(analyzer=ngrams, max_features=terms, sublinear_tf=True)
+        weights = vectorizer.fit_transform(distinct)
+        vocabulary = tuple(str(term) for term in vectorizer.get_feature_names_out())
+        size = min(size, min(weights.shape) - 1)
+        if size < 1:
+            return cls(vocabulary, vectorizer.idf_, np.zeros((len(vocabulary), 0)))
+        svd = TruncatedSVD(size, random_state=seed).fit(weights)
+        return cls(vocabulary, vectorizer.idf_, np.ascontiguousarray(svd.components_.T))
