@@ -1,7 +1,8 @@
-"""What crosses the border between the router and a replica. Frozen, picklable, standard library only.
+"""What crosses the border between the router and a replica. Frozen, picklable, no dependencies.
 
-A request goes in as one GenerationRequest; a stream of events comes back: one Started, any number of
-Deltas, one Finished. Errors travel as ServiceError. The first event carries all that response headers need.
+A request goes in as one GenerationRequest; a stream of events comes back: one Started, any number
+of Deltas, one Finished. Errors travel as ServiceError. The first event carries all that response
+headers need.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class GenerationRequest:
 
     Args:
         scales: one scale per image, each on the model's ladder.
-        cache_salt: separates every cache by tenant; features stored under one salt are invisible to others.
+        cache_salt: separates every cache by tenant; features stored under one salt are invisible
+            to others.
         deadline: Unix time in seconds after which the answer is worthless, or None.
     """
 
@@ -113,7 +115,8 @@ class Started:
         cache: where each image's features came from.
         queue_ms, fetch_ms, encode_ms: waiting, reading caches, vision tower and projector.
         replica: which replica answers.
-        degraded: parts that were down for this request and were done without ("redis"), for the caller to see.
+        degraded: parts that were down for this request and were done without ("redis"), for the
+            caller to see.
     """
 
     image_tokens: tuple[int, ...]
@@ -128,7 +131,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """More of the answer. `text` may be empty while a multi-byte character or a stop string is pending."""
+    """More of the answer. `text` is empty while a multi-byte character or a stop string is open."""
 
     text: str
     token_ids: tuple[int, ...] = ()
@@ -154,7 +157,8 @@ class ModelInfo:
 
     Args:
         name: what operators call it ("m3-tiny", "mucai/llava-v1.5-7b-m3").
-        identity: hash of weights and config; part of cache keys and of a predictor artefact's identity.
+        identity: hash of weights and config; part of cache keys and of a predictor artefact's
+            identity.
         processor: hash of the image preprocessing; part of cache keys.
         max_context: tokens, prompt and answer together.
         costs: estimated replica time by scale, fitted on the replica at start.

@@ -73,7 +73,7 @@ class TinyLlava(nn.Module):
         Args:
             pixels: uint8 [batch, side, side, 3].
             corner: (row, column) of the position table's window to use. A picture smaller than the
-                grid then looks, to the tower, like a part of a full one: neighbours stay neighbours.
+                grid then looks, to the tower, like part of a full one: neighbours stay neighbours.
 
         Returns:
             [batch, (side / 14)², vision width].

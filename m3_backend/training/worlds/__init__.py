@@ -1,8 +1,8 @@
 """Procedural pictures with questions about them: what m3-tiny is trained and measured on.
 
 `draw(split, index)` is a pure function: the same arguments give the same picture and questions on
-any machine with the same library versions. Splits never share a picture; `shifted` pictures differ from
-everything trained on in exactly one named way.
+any machine with the same library versions. Splits never share a picture; `shifted` pictures differ
+from everything trained on in exactly one named way.
 """
 
 from __future__ import annotations
