@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from router.config import RouterConfig
 
@@ -58,12 +66,15 @@ class CacheConfig(Section):
             a URL (redis://, rediss:// or unix://). That Redis should run `maxmemory-policy
             volatile-lfu`.
         ttl_s: seconds a stored feature lives in Redis.
+        secret: signs what is stored, for a Redis that others can write to; up to 64 bytes, the same
+            for all replicas.
         private_memory: `maxmemory` of the private Redis.
     """
 
     memory: ByteSize = Field(default=ByteSize(256 * 2**20), ge=0)
     redis: str = "private"
     ttl_s: int = Field(default=24 * 3600, ge=1)
+    secret: SecretStr = Field(default=SecretStr(""), max_length=64)
     private_memory: ByteSize = Field(default=ByteSize(256 * 2**20), ge=2**20)
 
 
@@ -169,6 +180,16 @@ class Config(Section):
     router: RouterConfig = RouterConfig()
     serve: ServeConfig = ServeConfig()
     ray: RayConfig = RayConfig()
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of one model replica."""
+        return self.model.threads or max(1, int(self.serve.replica.num_cpus))
+
+    @property
+    def redis_url(self) -> str | None:
+        """The Redis that replicas share, if there is one. (A private one has its URL put here.)"""
+        return None if self.cache.redis in ("private", "none") else self.cache.redis
 
     def with_changes(self, changes: Mapping[str, Any]) -> Config:
         """A copy with dotted keys replaced, e.g. {"serve.port": 8001}. Raises ConfigError."""

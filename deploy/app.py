@@ -1,0 +1,83 @@
+"""The Ray Serve application: ingress replicas in front of model replicas.
+
+serve run deploy.app:build config=deploy/configs/local.yaml
+serve deploy deploy/configs/serve-gpu.yaml
+"""
+
+# No `from __future__ import annotations` here: Serve reads the builder's annotation as a class.
+
+import logging
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import LoggingConfig
+
+from deploy.config import Config, load
+from deploy.ingress import Ingress
+from deploy.replica import M3Replica
+
+logger = logging.getLogger("m3_router.deploy")
+
+APP_NAME = "m3-router"
+# Serve would write one line per request and hop; the router writes one per request itself.
+LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
+# Serve tries twenty times to start a replica. On a cluster a node or a download may have been at
+# fault; on one machine what failed once fails again.
+START_ATTEMPTS, START_ATTEMPTS_LOCAL = 3, 1
+
+
+class ServeArgs(BaseModel):
+    """What `serve run deploy.app:build key=value ...` and `args:` in a Serve config file take.
+
+    Args:
+        config: a configuration file, or (in a Serve config file) its content.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: str | Config = "local.yaml"
+
+
+def build(args: ServeArgs) -> serve.Application:
+    """The application that a configuration describes. Raises ConfigError."""
+    config = args.config if isinstance(args.config, Config) else load(args.config)
+    if config.cache.redis == "private":
+        logger.warning(
+            "cache.redis is 'private', but only `m3-router serve` starts one: features stay in "
+            "each replica's memory. Name a URL to share them."
+        )
+    return application(config)
+
+
+def application(config: Config) -> serve.Application:
+    """Binds the deployments; nothing runs yet."""
+    model, ingress = config.serve.replica, config.serve.ingress
+    attempts = START_ATTEMPTS_LOCAL if config.ray.address == "local" else START_ATTEMPTS
+    scaling: dict[str, Any] = {"num_replicas": model.replicas}
+    if model.autoscaling is not None:
+        scaling = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=model.autoscaling.min_replicas,
+                max_replicas=model.autoscaling.max_replicas,
+                target_ongoing_requests=model.autoscaling.target_ongoing_requests
+                or config.model.max_batch,
+            )
+        }
+    replica = serve.deployment(
+        ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
+        max_ongoing_requests=model.max_ongoing_requests or 2 * config.model.max_batch,
+        max_queued_requests=model.max_queued_requests,
+        max_constructor_retry_count=attempts,
+        logging_config=LOGGING,
+        **scaling,
+    )(M3Replica)
+    front = serve.deployment(
+        num_replicas=ingress.replicas,
+        ray_actor_options={"num_cpus": ingress.num_cpus},
+        max_ongoing_requests=ingress.max_ongoing_requests,
+        max_constructor_retry_count=attempts,
+        logging_config=LOGGING,
+    )(serve.ingress()(Ingress))
+    return front.bind(config, replica.bind(config))

@@ -1,0 +1,106 @@
+"""The router's backend port over a Ray Serve handle: streams, cancels, translates errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+)
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from m3_backend.errors import BackendError, OverloadedError, ServiceError
+from m3_backend.messages import Event, GenerationRequest, ModelInfo
+from m3_backend.stats import EngineStats
+
+REPLICA_LOST = (
+    RayActorError,
+    ActorUnavailableError,
+    ReplicaUnavailableError,
+    WorkerCrashedError,
+    NodeDiedError,
+    OutOfMemoryError,
+)
+
+
+def translate(error: Exception) -> ServiceError:
+    """What the caller should hear about an error that came out of a handle call."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, ServiceError):
+        return cause
+    if isinstance(cause, BackPressureError):
+        return OverloadedError(
+            "All places at the model are taken; try again shortly.",
+            retry_after_s=cause.retry_after_s or 1.0,
+        )
+    if isinstance(cause, RequestCancelledError):
+        return BackendError("The request was cancelled at the replica.", code="request_cancelled")
+    if isinstance(cause, DeploymentUnavailableError):
+        return BackendError(
+            "No replica of the model is running; see the service's log.",
+            code="backend_unavailable",
+            status=503,
+        )
+    if isinstance(cause, REPLICA_LOST):
+        return BackendError(
+            "The replica that had this request is gone; another one takes over. Send it again.",
+            code="replica_lost",
+            retry_after_s=1.0,
+        )
+    return BackendError("The model failed on this request; the request id names it in the log.")
+
+
+class HandleBackend:
+    """A BackendPort that sends requests to the replicas behind a handle.
+
+    Args:
+        handle: of a deployment of `deploy.replica.M3Replica`.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+        self._info: ModelInfo | None = None
+
+    async def info(self) -> ModelInfo:
+        """What the model is; waits for the first replica to be up."""
+        if self._info is None:
+            try:
+                self._info = await self._handle.info.remote()
+            except Exception as error:
+                raise translate(error) from error
+        return self._info
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """Started, Deltas, Finished. Closing it early cancels the request on its replica."""
+        events = cast(
+            "DeploymentResponseGenerator[Event | ServiceError]",
+            self._handle.options(stream=True).generate.remote(request),
+        )
+        try:
+            async for event in events:
+                if isinstance(event, ServiceError):
+                    raise event
+                yield event
+        except ServiceError:
+            raise
+        except Exception as error:
+            raise translate(error) from error
+        except BaseException:  # closed early, or cancelled because the client has left
+            events.cancel()  # type: ignore[no-untyped-call]
+            raise
+
+    async def stats(self) -> dict[str, EngineStats]:
+        """The engine statistics of every running replica, by its name."""
+        return dict(await self._handle.broadcast("stats").results_async())

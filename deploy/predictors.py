@@ -1,0 +1,36 @@
+"""Which predictor a configuration means, opened and checked against the model. No torch, no Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import predictor
+from deploy.config import Config
+from m3_backend.messages import ModelInfo
+from predictor.predictor import Predictor
+
+PACKAGED = Path(predictor.__file__).parent / "artifacts"
+
+
+def find_artifact(config: Config) -> Path | None:
+    """The folder of the predictor to use, or None to do without."""
+    if config.predictor == "none":
+        return None
+    if config.predictor == "auto":
+        packaged = PACKAGED / config.model.checkpoint
+        return packaged if packaged.is_dir() else None
+    return Path(config.predictor)
+
+
+def open_predictor(config: Config, model: ModelInfo) -> Predictor | None:
+    """The configured predictor, checked against the model that it will route for.
+
+    Raises:
+        ArtifactError: it is missing, broken, or was made for another model.
+    """
+    folder = find_artifact(config)
+    if folder is None:
+        return None
+    loaded = Predictor.load(folder)
+    loaded.require_model(model)
+    return loaded

@@ -1,0 +1,58 @@
+"""The replica that holds the model: one engine, reached through a Serve handle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+
+from ray import serve
+
+from deploy.config import Config
+from m3_backend.errors import ServiceError
+from m3_backend.messages import Event, GenerationRequest, ModelInfo
+from m3_backend.stats import EngineStats
+
+
+class M3Replica:
+    """Serves one checkpoint. Serve creates it, checks its health and calls its async methods.
+
+    Raises:
+        CheckpointError: the configured checkpoint cannot be opened; the replica does not start.
+    """
+
+    def __init__(self, config: Config) -> None:
+        # Set before torch is loaded, which reads it once. Ray would otherwise leave every replica
+        # with as many threads as the machine has cores, all fighting for the same ones.
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+        from deploy.engines import open_engine  # noqa: PLC0415 - loads torch
+
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._engine = open_engine(config, replica=self._name)
+
+    async def info(self) -> ModelInfo:
+        return self._engine.info
+
+    async def stats(self) -> tuple[str, EngineStats]:
+        """This replica's name and what its engine has done."""
+        return self._name, self._engine.stats()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event | ServiceError]:
+        """Started, Deltas, Finished; or a ServiceError as the last item.
+
+        The error is an item because Serve writes a traceback for every exception that leaves a
+        replica, and a caller's mistake is not worth one.
+        """
+        events = self._engine.generate(request)
+        try:
+            async for event in events:
+                yield event
+        except ServiceError as error:
+            yield error
+
+    async def check_health(self) -> None:
+        """Raises when the engine's loop has ended, so that Serve replaces this replica."""
+        self._engine.stats()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.close()
