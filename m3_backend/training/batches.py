@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -86,14 +87,17 @@ def _choose(picture: Picture, most: int, rng: Random) -> list[Question]:
 
 
 def pack(
-    tokenizer: PreTrainedTokenizerFast, questions: list[Question], rng: Random
+    tokenizer: PreTrainedTokenizerFast,
+    questions: list[Question],
+    rng: Random,
+    conversations: float = _CONVERSATIONS,
 ) -> tuple[list[int], list[int], list[int], list[int]]:
     """Token ids, block numbers, positions and wanted answers of a picture's questions in a row.
 
-    Usually every question is a block of its own that starts right behind the image. Sometimes all
-    of them are turns of one conversation.
+    Usually every question is a block of its own that starts right behind the image. In a share of
+    `conversations` all of them are turns of one conversation.
     """
-    conversation = rng.random() < _CONVERSATIONS
+    conversation = rng.random() < conversations
     text: list[int] = []
     blocks: list[int] = []
     positions: list[int] = []
@@ -110,7 +114,8 @@ def pack(
     return text, blocks, positions, answers
 
 
-def pad(rows: tuple[list[int], ...], fill: int = 0) -> Tensor:
+def pad(rows: Sequence[list[int]], fill: int = 0) -> Tensor:
+    """Rows of different lengths as one int64 tensor [rows, longest], filled up on the right."""
     longest = max(len(row) for row in rows)
     return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
 

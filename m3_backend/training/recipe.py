@@ -71,12 +71,12 @@ RECIPES = {
         Recipe(
             "cpu",
             (
-                Stage("dense", "dense", steps=1400, batch=128, side=168, lr=1e-3, matrix_lr=2e-3),
-                Stage("language-168", "language", steps=1000, batch=128, side=168, scales=_QUARTER),
+                Stage("dense", "dense", steps=1100, batch=128, side=168, lr=1e-3, matrix_lr=2e-3),
+                Stage("language-168", "language", steps=600, batch=128, side=168, scales=_QUARTER),
                 Stage(
                     "language-336",
                     "language",
-                    steps=240,
+                    steps=200,
                     batch=64,
                     lr=1e-3,
                     matrix_lr=1.5e-3,

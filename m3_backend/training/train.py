@@ -48,7 +48,7 @@ class Run:
 
     def train(self) -> None:
         """Runs every stage that is not finished yet, then writes the checkpoint."""
-        done, step, optimisers = self._resume()
+        done, step, optimisers = self.resume()
         for number, stage in enumerate(self.recipe.stages):
             if number < done:
                 continue
@@ -172,7 +172,8 @@ class Run:
         torch.save(state, partial)
         partial.replace(self.out / "state.pt")
 
-    def _resume(self) -> tuple[int, int, list[dict[str, Any]] | None]:
+    def resume(self) -> tuple[int, int, list[dict[str, Any]] | None]:
+        """Loads the newest weights. Gives the stage and step to go on from, and the optimisers."""
         path = self.out / "state.pt"
         if not path.exists():
             return 0, 0, None

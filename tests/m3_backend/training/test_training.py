@@ -1,0 +1,210 @@
+"""The training loop on the smallest recipe: reproducible, resumable, readable by others."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoTokenizer, LlavaForConditionalGeneration
+
+from m3_backend.scales import M3_SCALES
+from m3_backend.training import train as training
+from m3_backend.training.batches import NOT_WANTED, Batches, pack
+from m3_backend.training.evaluate import Answer, as_markdown, tabulate
+from m3_backend.training.model import TinyLlava, build_tokenizer
+from m3_backend.training.recipe import RECIPES, Recipe
+from m3_backend.training.train import Run
+from m3_backend.training.worlds import Question, draw
+
+SMOKE = RECIPES["smoke"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(SMOKE, tmp_path_factory.mktemp("run"), "cpu", workers=0)
+    run.train()
+    return run
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in run.model.state_dict().items()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+def test_the_same_seed_gives_the_same_weights(trained: Run, tmp_path: Path) -> None:
+    again = Run(SMOKE, tmp_path, "cpu", workers=0)
+    again.train()
+    assert_same(weights(trained), weights(again))
+
+
+def test_a_run_that_was_cut_ends_where_an_uncut_one_does(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_SAVE_EVERY_S", -1.0)  # save after every step
+
+    class Cut(Exception):
+        pass
+
+    steps = 0
+
+    def cut_in_the_second_stage(self: Run, **entry: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 4:  # logged: steps 0 and 3 of the first stage, 0 and 3 of the second
+            raise Cut
+
+    first = Run(SMOKE, tmp_path, "cpu", workers=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_log", cut_in_the_second_stage)
+        with pytest.raises(Cut):
+            first.train()
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["stage"] == 1
+    second = Run(SMOKE, tmp_path, "cpu", workers=0)
+    second.train()
+    assert_same(weights(trained), weights(second))
+
+
+def test_metrics_are_written_as_it_goes(trained: Run) -> None:
+    lines = [json.loads(line) for line in (trained.out / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {"dense", "language"}
+    assert all(math.isfinite(line["loss"]) for line in lines)
+
+
+def test_the_dense_stage_learns(tmp_path: Path) -> None:
+    stage = replace(SMOKE.stages[0], steps=25)
+    Run(Recipe("short", (stage,), SMOKE.architecture), tmp_path, "cpu", workers=0).train()
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_transformers_reads_the_checkpoint_and_computes_the_same(trained: Run) -> None:
+    folder = trained.out / "checkpoint"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    reference = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    ours = trained.model.to(torch.bfloat16).float().eval()  # the checkpoint is stored in bf16
+    picture = draw("test", 3)
+    question = picture.questions[0]
+    prompt = f"<s>USER: {'<image>' * 576}\n{question.text} ASSISTANT: {question.answer}</s>"
+    ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
+    pixels = torch.frombuffer(bytearray(picture.image.tobytes()), dtype=torch.uint8).view(
+        1, 336, 336, 3
+    )
+    normal = (pixels.permute(0, 3, 1, 2).float() - ours.mean) / ours.std
+    text, blocks, positions, answers = (
+        torch.tensor([row]) for row in pack(trained.tokenizer, [question], Random(0))
+    )
+    mask = answers != NOT_WANTED
+    with torch.inference_mode():
+        expected = reference(input_ids=ids, pixel_values=normal).logits[
+            :, -answers[mask].numel() - 1 : -1
+        ]
+        features = ours.patches(pixels)
+        got = ours.answer_logits(
+            ours.visual_tokens(features, 576), trained.before, text, blocks, positions, mask
+        )
+    torch.testing.assert_close(got, expected[0], atol=2e-4, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def untrained() -> TinyLlava:
+    torch.manual_seed(0)
+    return TinyLlava(SMOKE.architecture, build_tokenizer()).eval()
+
+
+def test_a_question_is_answered_as_if_it_were_the_only_one(untrained: TinyLlava) -> None:
+    tokenizer = build_tokenizer()
+    questions = [
+        Question("f", "what colour is the star?", "red", 1),
+        Question("f", "how many bars?", "12", 1),
+    ]
+    before = torch.tensor([1, 5])
+    visual = torch.randn(1, 9, SMOKE.architecture.text_width)
+
+    def logits(asked: list[Question]) -> torch.Tensor:
+        rows = pack(tokenizer, asked, Random(0), conversations=0.0)
+        text, blocks, positions, answers = (torch.tensor([row]) for row in rows)
+        return untrained.answer_logits(
+            visual, before, text, blocks, positions, answers != NOT_WANTED
+        )
+
+    with torch.inference_mode():
+        together = logits(questions)
+        apart = torch.cat([logits([question]) for question in questions])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-4)
+
+
+def test_pooling_averages_cells_of_the_projected_grid(untrained: TinyLlava) -> None:
+    features = torch.randn(2, 576, SMOKE.architecture.vision_width)
+    with torch.inference_mode():
+        fine = untrained.projector(features).view(2, 24, 24, -1)
+        for scale in M3_SCALES:
+            side = math.isqrt(scale)
+            cells = fine.view(2, side, 24 // side, side, 24 // side, -1).mean(dim=(2, 4))
+            got = untrained.visual_tokens(features, scale)
+            torch.testing.assert_close(got, cells.view(2, scale, -1), atol=1e-5, rtol=1e-4)
+
+
+def test_a_small_picture_uses_a_window_of_the_positions(untrained: TinyLlava) -> None:
+    pixels = torch.randint(0, 255, (1, 168, 168, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        here, there = untrained.patches(pixels, (0, 0)), untrained.patches(pixels, (12, 12))
+    assert here.shape == (1, 144, SMOKE.architecture.vision_width)
+    assert not torch.allclose(here, there)
+
+
+def test_a_batch_is_a_function_of_its_number() -> None:
+    batches = Batches(SMOKE.stages[1], build_tokenizer(), questions=3, seed=7)
+    first, again, other = batches[2], batches[2], batches[3]
+    assert torch.equal(first.pixels, again.pixels)
+    assert torch.equal(first.text, again.text)
+    assert not torch.equal(first.pixels, other.pixels)
+    assert first.classes.shape == (8, 144, 8)
+    assert (first.answers != NOT_WANTED).any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    "text", ["Größe 漢字 🙂", "tab\tand\nline", "what is the total?", "<image> </s> USER:"]
+)
+def test_any_text_survives_the_tokenizer(text: str) -> None:
+    tokenizer = build_tokenizer()
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_accuracy_is_counted_per_family_and_scale() -> None:
+    answers = [
+        Answer("a", 1, True),
+        Answer("a", 1, False),
+        Answer("b", 1, True),
+        Answer("b", 9, True),
+    ]
+    table = tabulate(answers)
+    assert table["a"] == {1: 0.5}
+    assert table["b"] == {1: 1.0, 9: 1.0}
+    assert table["all"][1] == pytest.approx(2 / 3)
+    assert as_markdown(table).splitlines()[-1].startswith("| all |")
+
+
+def test_cross_entropy_ignores_questions(untrained: TinyLlava) -> None:
+    batch = Batches(SMOKE.stages[1], build_tokenizer(), questions=3, seed=1)[0]
+    mask = batch.answers != NOT_WANTED
+    visual = untrained.visual_tokens(untrained.patches(batch.pixels), 9)
+    logits = untrained.answer_logits(
+        visual, torch.tensor([1]), batch.text, batch.blocks, batch.positions, mask
+    )
+    assert logits.shape == (int(mask.sum()), 1024)
+    assert F.cross_entropy(logits, batch.answers[mask]).item() == pytest.approx(
+        math.log(1024), rel=0.2
+    )

@@ -1,0 +1,132 @@
+"""The worlds: reproducible, varied, and telling the truth about what they drew."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from random import Random
+
+import numpy as np
+import pytest
+
+from m3_backend.training.worlds import Picture, draw, lettering, phrasings
+from m3_backend.training.worlds.canvas import CLASSES, NO_COLOUR, SHAPES, Canvas
+from m3_backend.training.worlds.palette import COLOURS, readable_on
+
+PICTURES = 250
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Picture]:
+    return [draw("test", index) for index in range(PICTURES)]
+
+
+def test_the_same_arguments_draw_the_same_picture() -> None:
+    for index in range(12):
+        first, second = draw("test", index), draw("test", index)
+        assert first.image.tobytes() == second.image.tobytes()
+        assert first.questions == second.questions
+
+
+def test_splits_and_seeds_share_no_picture() -> None:
+    drawn = {
+        draw(split, i, seed=seed).image.tobytes()
+        for split in ("train", "test")
+        for seed in (0, 1)
+        for i in range(10)
+    }
+    assert len(drawn) == 40
+
+
+def test_there_are_ten_families_and_several_questions_per_picture(pictures: list[Picture]) -> None:
+    families = Counter(q.family for p in pictures for q in p.questions)
+    assert len(families) >= 10
+    assert all(p.questions for p in pictures)
+    assert np.mean([len(p.questions) for p in pictures]) > 2
+
+
+def test_detail_varies_inside_families(pictures: list[Picture]) -> None:
+    sizes = defaultdict(list)
+    for picture in pictures:
+        for question in picture.questions:
+            sizes[question.family].append(question.detail_px)
+    for family in ("words", "numbers", "handwriting", "counting", "existence", "documents"):
+        assert max(sizes[family]) > 2.5 * min(sizes[family]), family
+
+
+def test_labels_match_the_picture_in_size_and_range(pictures: list[Picture]) -> None:
+    for picture in pictures:
+        assert picture.image.size == (336, 336)
+        assert picture.classes.shape == picture.colours.shape == (336, 336)
+        assert picture.classes.max() < len(CLASSES)
+        assert picture.colours.max() <= NO_COLOUR
+
+
+def test_the_background_answer_is_the_colour_of_most_unmarked_pixels(
+    pictures: list[Picture],
+) -> None:
+    checked = 0
+    for picture in pictures:
+        ground = [q.answer for q in picture.questions if q.family == "background"]
+        if ground and (picture.classes == 0).sum() > 5000:
+            colour = np.asarray(picture.image)[picture.classes == 0].mean(axis=0)
+            nearest = min(COLOURS, key=lambda name: float(np.abs(colour - COLOURS[name]).sum()))
+            assert nearest == ground[0]
+            checked += 1
+    assert checked > 30
+
+
+def test_a_total_is_at_least_every_price_on_the_receipt(pictures: list[Picture]) -> None:
+    receipts = [p for p in pictures if any(q.answer == "receipt" for q in p.questions)]
+    assert receipts
+    for picture in receipts:
+        amounts = [
+            float(q.answer) for q in picture.questions if re.fullmatch(r"\d+\.\d\d", q.answer)
+        ]
+        assert amounts[0] >= max(amounts)
+
+
+def test_counting_all_is_never_less_than_counting_some(pictures: list[Picture]) -> None:
+    counted = [[int(q.answer) for q in p.questions if q.family == "counting"] for p in pictures]
+    pairs = [pair for pair in counted if len(pair) == 2]
+    assert pairs
+    assert all(everything >= some >= 1 for everything, some in pairs)
+
+
+@pytest.mark.parametrize("kind", phrasings.KINDS)
+def test_held_out_phrasings_are_never_trained_on(kind: str) -> None:
+    words = {w: w for w in "colour shape what a b relation item field row column part".split()}
+    seen = {phrasings.phrase(kind, Random(i), False, **words) for i in range(200)}
+    held_out = {phrasings.phrase(kind, Random(i), True, **words) for i in range(50)}
+    assert len(seen) == 8
+    assert len(held_out) == 2
+    assert not seen & held_out
+
+
+def test_shifted_pictures_differ_in_one_named_way() -> None:
+    shifts = Counter(draw("shifted", index).shift for index in range(60))
+    assert set(shifts) == {"phrasing", "font", "palette", "density"}
+    assert not set(lettering.FONTS) & set(lettering.SHIFTED_FONTS)
+
+
+@pytest.mark.parametrize("height", [8, 14, 40, 120])
+@pytest.mark.parametrize("font", lettering.FONTS + lettering.SHIFTED_FONTS)
+def test_capitals_are_as_high_as_asked_for(font: str, height: int) -> None:
+    canvas = Canvas(336, "white", Random(0))
+    canvas.text(100, 100, "H", font, height, "black")
+    dark = np.asarray(canvas.image).mean(axis=2) < 128
+    rows = np.flatnonzero(dark.any(axis=1))
+    assert abs((rows[-1] - rows[0] + 1) - height) <= max(1, 0.06 * height)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_shape_fills_its_box_and_stays_inside(shape: str) -> None:
+    canvas = Canvas(336, "white", Random(0))
+    canvas.shape(shape, 100, 80, 120, readable_on("white")[0])
+    classes, _ = canvas.labels()
+    rows, columns = np.nonzero(classes)
+    assert set(np.unique(classes)) == {0, CLASSES.index(shape)}
+    assert abs(rows.min() - 80) <= 12
+    assert abs(rows.max() - 200) <= 12
+    assert abs(columns.min() - 100) <= 6
+    assert abs(columns.max() - 220) <= 6
