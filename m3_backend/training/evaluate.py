@@ -1,8 +1,8 @@
 """How well m3-tiny answers, by family and scale.
 
-`python -m m3_backend.training.evaluate --out runs/tiny` prints the table. An answer counts when each
-of its tokens, the end included, is the model's first choice given the ones before it: exactly when
-greedy decoding gives it. `m3-router label` measures the same through the engine.
+`python -m m3_backend.training.evaluate --out runs/tiny` prints the table. An answer counts when
+each of its tokens, the end included, is the model's first choice given the ones before it: exactly
+when greedy decoding gives it. `m3-router label` measures the same through the engine.
 """
 
 from __future__ import annotations
