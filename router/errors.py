@@ -92,8 +92,9 @@ def from_validation(error: ValidationError, document: object) -> InvalidRequestE
             code=Code.UNSUPPORTED_PARAMETER,
             param=param,
         )
-    where = f"{param!r}" if param else "The request body"
-    return InvalidRequestError(f"{where} is not valid: {first['msg']}.", param=param or None)
+    if not param:
+        return InvalidRequestError("The request body must be a JSON object.")
+    return InvalidRequestError(f"{param!r} is not valid: {first['msg']}.", param=param)
 
 
 def _param(location: Sequence[int | str], document: object) -> str:

@@ -22,7 +22,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_backend.errors import InvalidRequestError, ServiceError
-from router.config import RouterConfig
 from router.errors import ClientClosedRequestError, Code, error_body
 from router.explain import REQUEST_ID_HEADER, headers
 from router.policy import model_names
@@ -44,7 +43,6 @@ CHAT_BODY = {
 
 def build_app(
     service: RoutingService,
-    config: RouterConfig,
     telemetry: Telemetry | None = None,
     *,
     clock: Callable[[], float] = time.time,
@@ -72,7 +70,7 @@ def build_app(
     async def chat_completions(request: Request) -> Response:
         """Answers a question about images at the smallest sufficient token scale."""
         trace = _trace(request)
-        body = await read_body(request, config.max_body_bytes)
+        body = await read_body(request, service.config.max_body_bytes)
         created = int(clock())
 
         async def respond() -> Response:
@@ -89,7 +87,7 @@ def build_app(
     async def explain_route(request: Request) -> Response:
         """Decides on a chat request and explains the decision, without answering."""
         trace = _trace(request)
-        body = await read_body(request, config.max_body_bytes)
+        body = await read_body(request, service.config.max_body_bytes)
         plan = await service.plan(body, trace)
         explained = route(plan, trace)
         return _json(explained, headers(explained.m3))

@@ -84,7 +84,7 @@ class _Format:
     infix: bytes = b""  # at byte 8, for RIFF containers
 
     def matches(self, data: bytes) -> bool:
-        return data.startswith(self.prefix) and data.startswith(self.infix, 8)
+        return data.startswith(self.prefix) and data[8:12].startswith(self.infix)
 
 
 def _size(data: bytes, param: str) -> tuple[int, int]:

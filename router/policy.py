@@ -12,6 +12,7 @@ A floor only adds tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -196,26 +197,24 @@ def decide(
         return Decision(forced, None, cost_ms(sum(choice.tokens for choice in forced)))
 
     tolerated = threshold(limits.max_regret / len(images))
-    budget = limits.latency_budget_ms
+    budget = math.inf if limits.latency_budget_ms is None else limits.latency_budget_ms
     finest = len(ladder) - 1
     for cap in range(finest, -1, -1):
-        bounds = [_bounds(ladder, limits, image.detail, cap) for image in images]
         choices = tuple(
-            _choose(image, ladder, bound, tolerated)
-            for image, bound in zip(images, bounds, strict=True)
+            _choose(image, ladder, _bounds(ladder, limits, image.detail, cap), tolerated)
+            for image in images
         )
         cost = cost_ms(sum(choice.tokens for choice in choices))
-        if cap == finest:
-            in_force = all(bound.high == finest for bound in bounds)
-        if budget is None or cost <= budget:
+        if cost <= budget:
             break
-    fits = budget is None or cost <= budget
-    finest_fits = budget is None or cost_ms(sum(image.tokens[-1] for image in images)) <= budget
+    finest_open = cost_ms(sum(image.tokens[-1] for image in images)) <= budget and all(
+        _bounds(ladder, limits, image.detail, finest).high == finest for image in images
+    )
     return Decision(
         images=choices,
-        max_regret=limits.max_regret if in_force and finest_fits else None,
+        max_regret=limits.max_regret if finest_open else None,
         cost_ms=cost,
-        notes=() if fits else (Note.LATENCY_BUDGET_EXCEEDED,),
+        notes=() if cost <= budget else (Note.LATENCY_BUDGET_EXCEEDED,),
     )
 
 

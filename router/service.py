@@ -90,9 +90,9 @@ class RoutingService:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.config = config
         self._backend = backend
         self._predictor = predictor
-        self._config = config
         self._clock = clock
         self._threads = ThreadPoolExecutor(config.planning_threads, thread_name_prefix="plan")
 
@@ -110,7 +110,7 @@ class RoutingService:
         Raises:
             ServiceError: whatever is wrong with the request, or went wrong on its way.
         """
-        deadline = self._clock() + self._config.request_timeout_s
+        deadline = self._clock() + self.config.request_timeout_s
         plan = await self.plan(body, trace)
         events = self._backend.generate(self._generation_request(plan, trace.request_id, deadline))
         try:
@@ -144,8 +144,8 @@ class RoutingService:
     def _plan(self, body: bytes, info: ModelInfo) -> Plan:
         """All CPU work of routing in one go, on one thread."""
         chat = parse_chat_request(body)
-        limits = limits_of(chat.model, chat.m3, info.ladder, self._config.max_regret)
-        conversation = read_conversation(chat.messages, self._config.images)
+        limits = limits_of(chat.model, chat.m3, info.ladder, self.config.max_regret)
+        conversation = read_conversation(chat.messages, self.config.images)
         cases = tuple(
             ImageCase(
                 tokens=_tokens_per_scale(info, image),
@@ -181,7 +181,7 @@ class RoutingService:
             turns=plan.conversation.turns,
             images=plan.conversation.images,
             scales=plan.decision.scales,
-            sampling=plan.chat.sampling(self._config.max_tokens),
+            sampling=plan.chat.sampling(self.config.max_tokens),
             cache_salt=plan.chat.m3.cache_salt,
             deadline=deadline,
         )

@@ -18,7 +18,8 @@ from m3_backend.messages import Delta, Event, Finished, Started
 from router.errors import translate
 from router.policy import Decision
 
-logger = logging.getLogger("m3_router.requests")
+requests_log = logging.getLogger("m3_router.requests")  # one JSON object per line
+faults_log = logging.getLogger("m3_router.faults")  # what nobody foresaw, with its traceback
 
 OK = "ok"
 UNROUTED = "none"  # endpoint label of a request that no route took
@@ -77,7 +78,7 @@ class Trace:
         shown = translate(error)
         self.status, self.code = shown.status, str(shown.code)
         if shown is not error and shown.status >= 500:
-            logger.error("request %s failed", self.request_id, exc_info=error)
+            faults_log.error("request %s failed", self.request_id, exc_info=error)
         return shown
 
 
@@ -152,9 +153,9 @@ class Telemetry:
             self._in_flight.dec()
             self._count(trace)
             if trace.endpoint.startswith("/v1/"):
-                logger.info(_line(trace))
+                requests_log.info(_line(trace))
         except Exception:
-            logger.exception("request %s could not be recorded", trace.request_id)
+            faults_log.exception("request %s could not be recorded", trace.request_id)
 
     def _count(self, trace: Trace) -> None:
         self._requests.labels(trace.endpoint, trace.status, trace.code).inc()

@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from m3_backend.errors import (
+    BackendError,
+    ContextLengthError,
+    DeadlineExceededError,
+    OverloadedError,
+)
+from router.explain import REQUEST_ID_HEADER
+from tests.fakes import FakeBackend, FakePredictor
+from tests.router.support import (
+    QUESTION,
+    app_of,
+    chat,
+    client_of,
+    image_part,
+    picture,
+    png_header,
+)
+
+CHAT = "/v1/chat/completions"
+TIMINGS = {"queue": 1.0, "fetch": 0.5, "encode": 10.0, "prefill": 8.0, "decode": 6.0}
+
+
+async def post(
+    body: Any = None,
+    backend: FakeBackend | None = None,
+    predictor: FakePredictor | None = None,
+    path: str = CHAT,
+    **config: Any,
+) -> httpx.Response:
+    app = app_of(backend or FakeBackend(), predictor, **config)
+    async with client_of(app) as client:
+        content = body if isinstance(body, bytes) else json.dumps(body or chat()).encode()
+        return await client.post(path, content=content)
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The events of a stream, `[DONE]` as the string it is."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+async def test_an_answer_explains_its_scale() -> None:
+    response = await post(predictor=FakePredictor())
+    assert response.status_code == 200
+    told = response.headers
+    assert told["x-m3-scale"] == "36"
+    assert told["x-m3-reason"] == "predicted"
+    assert told["x-m3-p-sufficient"] == "0.9700"
+    assert told["x-m3-max-regret"] == "0.05"
+    assert told["x-m3-predictor"] == "fake-1"
+    assert told["x-m3-cache"] == "miss"
+    assert float(told["x-m3-cost-ms"]) == pytest.approx(10 + 5 + 0.1 * (6 + 36))
+    assert float(told["x-m3-routing-ms"]) > 0
+    assert "x-m3-degraded" not in told
+
+    body = response.json()
+    m3 = body.pop("m3")
+    assert m3.pop("routing_ms") == pytest.approx(float(told["x-m3-routing-ms"]), abs=0.001)
+    assert m3 == {
+        "request_id": told[REQUEST_ID_HEADER],
+        "scale": [36],
+        "reason": ["predicted"],
+        "p_sufficient": [pytest.approx(0.97)],
+        "max_regret": 0.05,
+        "predictor": "fake-1",
+        "cost_ms": pytest.approx(19.2),
+        "cache": ["miss"],
+        "degraded": [],
+        "notes": [],
+        "timings_ms": TIMINGS,
+    }
+    assert body.pop("created") > 0
+    assert body == {
+        "id": f"chatcmpl-{told[REQUEST_ID_HEADER]}",
+        "object": "chat.completion",
+        "model": "m3-auto",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "a red square", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 56,
+            "completion_tokens": 4,
+            "total_tokens": 60,
+            "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 36},
+        },
+    }
+
+
+async def test_several_images_are_listed_in_order() -> None:
+    predictor = FakePredictor()
+    backend = FakeBackend()
+    first, second = image_part(picture(size=(9, 9)), "high"), image_part(picture(size=(8, 8)))
+    await post(chat(first, QUESTION), backend)
+    response = await post(chat(first, second, QUESTION), backend, predictor)
+    told = response.headers
+    # 0.05 ÷ 2 is certified by the stricter bound of 0.01, which tolerates a shortfall of 0.02
+    assert told["x-m3-scale"] == "144,144"
+    assert told["x-m3-reason"] == "predicted,predicted"
+    assert told["x-m3-p-sufficient"] == "0.9900,0.9900"
+    assert told["x-m3-cache"] == "memory,miss"
+    usage = response.json()["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 144, "image_tokens": 288}
+
+
+async def test_a_voided_promise_and_a_missing_predictor_are_said() -> None:
+    response = await post(chat(m3={"max_scale": 9}))
+    told = response.headers
+    assert (told["x-m3-scale"], told["x-m3-reason"]) == ("9", "ceiling")
+    assert told["x-m3-max-regret"] == "void"
+    assert told["x-m3-predictor"] == told["x-m3-p-sufficient"] == "none"
+    m3 = response.json()["m3"]
+    assert m3["max_regret"] is m3["predictor"] is m3["p_sufficient"][0] is None
+
+
+async def test_what_was_down_is_said() -> None:
+    response = await post(backend=FakeBackend(degraded=("redis",)))
+    assert response.status_code == 200
+    assert response.headers["x-m3-degraded"] == "redis"
+    assert response.json()["m3"]["degraded"] == ["redis"]
+
+
+async def test_stream() -> None:
+    body = chat(stream=True, stream_options={"include_usage": True})
+    response = await post(body, predictor=FakePredictor())
+    assert response.headers["x-m3-scale"] == "36"
+    assert response.headers["x-m3-cache"] == "miss"
+    role, *deltas, finish, usage, done = events(response)
+    assert role["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert [d["choices"][0]["delta"] for d in deltas] == [
+        {"content": word} for word in ("a ", "red ", "square")
+    ]
+    assert all("m3" not in chunk for chunk in (role, *deltas, usage))
+    assert finish["choices"][0]["delta"] == {}
+    assert finish["choices"][0]["finish_reason"] == "stop"
+    assert finish["m3"]["timings_ms"] == TIMINGS
+    assert finish["m3"]["scale"] == [36]
+    assert usage["choices"] == []
+    assert usage["usage"]["total_tokens"] == 60
+    assert done == "[DONE]"
+    assert len({chunk["id"] for chunk in (role, *deltas, finish, usage)}) == 1
+
+
+async def test_a_stream_counts_tokens_only_when_asked() -> None:
+    assert all("usage" not in e for e in events(await post(chat(stream=True)))[:-1])
+
+
+async def test_logprobs() -> None:
+    expected = {
+        "token": "a ",
+        "logprob": -0.5,
+        "bytes": [97, 32],
+        "top_logprobs": [
+            {"token": "a ", "logprob": -0.5, "bytes": [97, 32]},
+            {"token": "other", "logprob": -1.5, "bytes": list(b"other")},
+        ],
+    }
+    whole = await post(chat(logprobs=True, top_logprobs=2))
+    content = whole.json()["choices"][0]["logprobs"]["content"]
+    assert (content[0], len(content)) == (expected, 4)
+    streamed = events(await post(chat(stream=True, logprobs=True, top_logprobs=2)))
+    pieces = [e["choices"][0]["logprobs"] for e in streamed[1:-2]]
+    assert [entry for piece in pieces for entry in piece["content"]] == content
+
+
+async def test_an_error_in_mid_stream_is_an_event_and_ends_the_stream() -> None:
+    backend = FakeBackend(error_after=(2, BackendError("The replica is gone.")))
+    response = await post(chat(stream=True), backend)
+    assert response.status_code == 200
+    *chunks, last = events(response)
+    assert [c["choices"][0]["delta"].get("content") for c in chunks] == ["", "a ", "red "]
+    assert last == {
+        "error": {
+            "message": "The replica is gone.",
+            "type": "server_error",
+            "param": None,
+            "code": "backend_error",
+        }
+    }
+    assert backend.closed.is_set()
+
+
+async def test_what_nobody_foresaw_is_logged_once_and_not_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for stream in (False, True):
+        for backend in (
+            FakeBackend(error=RuntimeError("secret 0x7f")),
+            FakeBackend(error_after=(1, RuntimeError("secret 0x7f"))),
+        ):
+            caplog.clear()
+            response = await post(chat(stream=stream), backend)
+            assert "secret" not in response.text
+            assert "internal_error" in response.text
+            logged = [r for r in caplog.records if r.levelno >= logging.ERROR]
+            assert len(logged) == 1
+            assert response.headers[REQUEST_ID_HEADER] in logged[0].getMessage()
+            assert "secret" in caplog.text
+
+
+async def test_route_explains_without_running_the_model() -> None:
+    backend = FakeBackend()
+    response = await post(backend=backend, predictor=FakePredictor(), path="/v1/route")
+    assert backend.requests == []
+    assert response.headers["x-m3-scale"] == "36"
+    assert "x-m3-cache" not in response.headers
+    body = response.json()
+    assert body["object"] == "m3.route"
+    assert body["m3"]["cache"] is None
+    (image,) = body["images"]
+    assert (image["scale"], image["reason"]) == (36, "predicted")
+    assert [o["scale"] for o in image["options"]] == [1, 9, 36, 144, 576]
+    assert [o["p_success"] for o in image["options"]] == [0.3, 0.6, 0.9, 0.92, 0.93]
+    assert [o["image_tokens"] for o in image["options"]] == [1, 9, 36, 144, 576]
+    assert image["options"][2]["cost_ms"] == pytest.approx(body["m3"]["cost_ms"])
+
+
+async def test_route_prices_an_option_with_the_other_images_as_chosen() -> None:
+    body = chat(image_part(), image_part(detail="low"), QUESTION)
+    images = (await post(body, path="/v1/route")).json()["images"]
+    base = 2 * 10 + 5 + 0.1 * 6
+    assert [o["cost_ms"] for o in images[1]["options"]] == pytest.approx(
+        [base + 0.1 * (576 + tokens) for tokens in (1, 9, 36, 144, 576)]
+    )
+
+
+BAD_IMAGES = {
+    "not an image": (b"hello", "unsupported_image_format"),
+    "truncated": (picture(size=(200, 200))[:-40], "invalid_image"),
+    "a header of 50,000 × 50,000": (png_header(50_000, 50_000), "image_too_large"),
+}
+REFUSALS: list[tuple[Any, int, str]] = [
+    *((chat(image_part(data), QUESTION), 400, code) for data, code in BAD_IMAGES.values()),
+    (b"{", 400, "invalid_json"),
+    (chat(temperature=9), 400, "invalid_request"),
+    (chat(n=2), 400, "unsupported_parameter"),
+    (chat(QUESTION), 400, "no_image"),
+    (chat(*[image_part()] * 17, QUESTION), 400, "too_many_images"),
+    (chat(image_part()), 400, "empty_question"),
+    (chat(image_part("http://example.org/a.png"), QUESTION), 400, "remote_images_disabled"),
+    (chat(model="gpt-4o"), 404, "model_not_found"),
+    (chat(m3={"scale": 100}), 400, "invalid_scale"),
+    (chat(m3={"scale": 36, "max_regret": 0.1}), 400, "conflicting_limits"),
+    (b"x" * 1_000_001, 413, "request_too_large"),
+]
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/route"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_refusals_in_the_usual_shape(path: str, stream: bool) -> None:
+    app = app_of(FakeBackend(), FakePredictor(), max_body_bytes=1_000_000)
+    async with client_of(app) as client:
+        for body, status, code in REFUSALS:
+            content = (
+                body
+                if isinstance(body, bytes)
+                else json.dumps(body | ({"stream": True} if stream else {})).encode()
+            )
+            response = await client.post(path, content=content)
+            error = response.json()["error"]
+            assert (response.status_code, error["code"]) == (status, code)
+            assert error.keys() == {"message", "type", "param", "code"}
+            assert error["type"] == "invalid_request_error"
+            assert error["message"].endswith(".")
+            assert response.headers[REQUEST_ID_HEADER]
+        assert (await client.post(CHAT, json=chat())).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("raised", "status", "kind"),
+    [
+        (ContextLengthError("too long"), 400, "invalid_request_error"),
+        (OverloadedError("full", retry_after_s=2.4), 429, "rate_limit_error"),
+        (DeadlineExceededError("late"), 504, "server_error"),
+        (BackendError("gone"), 502, "server_error"),
+    ],
+)
+async def test_errors_of_the_backend(raised: Any, status: int, kind: str, stream: bool) -> None:
+    response = await post(chat(stream=stream), FakeBackend(error=raised))
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["type"]) == (status, raised.code, kind)
+    assert response.headers.get("retry-after") == ("2" if status == 429 else None)
+
+
+async def test_a_body_without_a_declared_length_is_cut_off_too() -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1
+            yield b"x" * 1000
+
+    async with client_of(app_of(FakeBackend(), max_body_bytes=10_000)) as client:
+        response = await client.post(CHAT, content=endless())
+    assert response.json()["error"]["code"] == "request_too_large"
+    assert sent == 11
+
+
+async def test_unknown_paths_and_methods() -> None:
+    async with client_of(app_of(FakeBackend())) as client:
+        for response, status, code in (
+            (await client.get("/v2/anything"), 404, "not_found"),
+            (await client.get(CHAT), 405, "method_not_allowed"),
+        ):
+            assert response.status_code == status
+            assert response.json()["error"]["code"] == code
+            assert response.headers[REQUEST_ID_HEADER]
+
+
+async def test_models() -> None:
+    async with client_of(app_of(FakeBackend())) as client:
+        listed = (await client.get("/v1/models")).json()
+        names = [model["id"] for model in listed["data"]]
+        assert names == ["m3-auto", "m3-1", "m3-9", "m3-36", "m3-144", "m3-576"]
+        assert (await client.get("/v1/models/m3-36")).json() == listed["data"][3]
+        missing = await client.get("/v1/models/m3-100")
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_probes() -> None:
+    backend = FakeBackend()
+    async with client_of(app_of(backend, FakePredictor())) as client:
+        assert (await client.get("/readyz")).json() == {
+            "status": "ready",
+            "model": "fake",
+            "scales": [1, 9, 36, 144, 576],
+            "predictor": "fake-1",
+        }
+        backend.info_error = BackendError("no replica")
+        unready = await client.get("/readyz")
+        assert (unready.status_code, unready.json()["error"]["code"]) == (503, "not_ready")
+        assert unready.headers["retry-after"] == "5"
+        assert (await client.get("/healthz")).json() == {"status": "alive"}
+
+
+async def test_metrics() -> None:
+    async with client_of(app_of(FakeBackend(), FakePredictor())) as client:
+        await client.post(CHAT, json=chat())
+        await client.post(CHAT, json=chat())
+        await client.post(CHAT, json=chat(stream=True))
+        await client.post(CHAT, json=chat(model="gpt-4o"))
+        await client.get("/nowhere/42")
+        scraped = (await client.get("/metrics")).text
+    for line in (
+        'm3_requests_total{code="ok",endpoint="/v1/chat/completions",status="200"} 3.0',
+        f'm3_requests_total{{code="model_not_found",endpoint="{CHAT}",status="404"}} 1.0',
+        'm3_requests_total{code="not_found",endpoint="none",status="404"} 1.0',
+        'm3_decisions_total{endpoint="/v1/chat/completions",reason="predicted",scale="36"} 3.0',
+        'm3_tokens_total{kind="image"} 108.0',
+        'm3_tokens_total{kind="prompt"} 168.0',
+        'm3_tokens_total{kind="completion"} 12.0',
+        'm3_image_features_total{cache="memory"} 2.0',
+        'm3_image_features_total{cache="miss"} 1.0',
+        "m3_routing_seconds_count 3.0",
+        "m3_time_to_first_token_seconds_count 3.0",
+        'm3_request_seconds_count{endpoint="/v1/chat/completions"} 4.0',
+        "m3_requests_in_flight 1.0",  # the scrape itself
+    ):
+        assert line in scraped
+    assert 'm3_routing_seconds_bucket{le="0.0005"}' in scraped
+
+
+async def test_one_log_line_per_request_without_content(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "m3_router.requests")
+    response = await post(chat(user="somebody"), FakeBackend(words=("secret",)), FakePredictor())
+    await post(chat(QUESTION))
+    await post(chat(stream=True), FakeBackend(error_after=(1, BackendError("gone"))))
+    answered, refused, broken = (json.loads(record.getMessage()) for record in caplog.records)
+    assert answered["request_id"] == response.headers[REQUEST_ID_HEADER]
+    assert answered["endpoint"] == CHAT
+    assert (answered["status"], answered["code"], answered["stream"]) == (200, "ok", False)
+    assert (answered["scale"], answered["reason"]) == ([36], ["predicted"])
+    assert answered["cache"] == ["miss"]
+    assert answered["completion_tokens"] == 1
+    assert (refused["status"], refused["code"]) == (400, "no_image")
+    assert (broken["status"], broken["code"]) == (502, "backend_error")
+    for private in (QUESTION, "secret", "somebody", base64.b64encode(picture()).decode()[:40]):
+        assert private not in caplog.text
+
+
+async def test_telemetry_never_fails_a_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: Any) -> None:
+        raise RuntimeError("no disk")
+
+    monkeypatch.setattr("router.telemetry.Telemetry._count", broken)
+    assert (await post()).status_code == 200
+    assert "could not be recorded" in caplog.text
+
+
+async def test_openapi_describes_the_request_body() -> None:
+    async with client_of(app_of(FakeBackend())) as client:
+        document = (await client.get("/openapi.json")).json()
+    body = document["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/ChatRequest"}
+    schemas = document["components"]["schemas"]
+    assert schemas["ChatRequest"]["additionalProperties"] is False
+    text = json.dumps(document)
+    names = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}
+    assert names <= schemas.keys()

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import base64
+from io import BytesIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from m3_backend.errors import ServiceError
+from m3_backend.messages import digest_of
+from router.config import ImageLimits
+from router.images import read_image
+from tests.router.support import data_url, picture, png_header
+
+LIMITS = ImageLimits()
+
+
+def read(data: bytes, limits: ImageLimits = LIMITS):
+    return read_image(data_url(data), limits, "image")
+
+
+def code_of(url: str, limits: ImageLimits = LIMITS) -> str:
+    with pytest.raises(ServiceError) as caught:
+        read_image(url, limits, "image")
+    assert caught.value.status == 400
+    assert caught.value.param == "image"
+    return str(caught.value.code)
+
+
+def animated(kind: str) -> bytes:
+    file = BytesIO()
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        picture("PNG"),
+        picture("JPEG"),
+        picture("JPEG", progressive=True),
+        picture("BMP"),
+        picture("GIF"),
+        picture("WEBP"),
+        picture("WEBP", lossless=True),
+        animated("GIF"),
+        animated("WEBP"),
+    ],
+    ids=["png", "jpeg", "progressive", "bmp", "gif", "webp", "vp8l", "gif-frames", "webp-frames"],
+)
+def test_accepted_formats(data: bytes) -> None:
+    image = read(data)
+    assert (image.width, image.height) == (40, 30)
+    assert image.data == data
+    assert image.digest == digest_of(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("orientation", "size"), [(1, (40, 30)), (3, (40, 30)), (6, (30, 40))])
+def test_size_is_as_displayed(kind: str, orientation: int, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = read(picture(kind, exif=exif.tobytes()))
+    assert (image.width, image.height) == size
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "ICO", "PPM"])
+def test_other_formats_are_refused_whatever_they_claim(kind: str) -> None:
+    assert code_of(data_url(picture(kind), "image/png")) == "unsupported_image_format"
+
+
+def test_what_is_no_image_is_refused() -> None:
+    assert code_of(data_url(b"hello, this is text")) == "unsupported_image_format"
+    assert code_of(data_url(b"")) == "unsupported_image_format"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff",
+        b"GIF89a",
+        b"BM",
+        b"RIFF\x00\x00\x00\x00WEBP",
+        picture("PNG")[:20],
+        picture("JPEG")[:30],
+        picture("WEBP")[:-1],
+        png_header(0, 10),
+    ],
+)
+def test_damaged_header(data: bytes) -> None:
+    assert code_of(data_url(data)) == "invalid_image"
+
+
+@pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 1), (12_001, 10), (10_000, 10_000)])
+def test_too_many_pixels_by_the_header(size: tuple[int, int]) -> None:
+    assert code_of(data_url(png_header(*size))) == "image_too_large"
+
+
+def test_a_webp_canvas_is_judged_before_it_is_allocated() -> None:
+    vp8x = bytes(4) + (16_382).to_bytes(3, "little") * 2
+    data = b"WEBPVP8X" + len(vp8x).to_bytes(4, "little") + vp8x
+    assert code_of(data_url(b"RIFF" + len(data).to_bytes(4, "little") + data)) == "image_too_large"
+
+
+def test_byte_limit_is_exact() -> None:
+    for data in (picture(size=(s, s)) for s in (20, 21, 22, 23, 24)):
+        read(data, ImageLimits(max_bytes=len(data)))
+        url = data_url(data + bytes(3))
+        assert code_of(url, ImageLimits(max_bytes=len(data))) == "image_too_large"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.org/a.png", "https://example.org/a.png", "HTTPS://example.org/a.png"]
+)
+def test_remote_images_are_refused(url: str) -> None:
+    assert code_of(url) == "remote_images_disabled"
+
+
+PNG = base64.b64encode(picture()).decode()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        PNG,
+        "file:///etc/passwd",
+        "data:image/png,plain",
+        "data:image/png;base64",
+        f"data:image/png;base64,{PNG[:-1]}",
+        f"data:image/png;base64,{PNG[:40]}\n{PNG[40:]}",
+        f"data:image/png;base64,{PNG[:40]}-{PNG[41:]}",
+        f"data:image/png;base64,{PNG}=",
+        "data:image/png;base64,ünï",
+    ],
+)
+def test_not_a_base64_data_url(url: str) -> None:
+    assert code_of(url) == "invalid_image"
+
+
+@given(
+    prefix=st.sampled_from(
+        [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF\x20\0\0\0WEBPVP8 ", b""]
+    ),
+    rest=st.binary(max_size=200),
+)
+def test_any_bytes_give_an_image_or_a_client_error(prefix: bytes, rest: bytes) -> None:
+    try:
+        image = read(prefix + rest)
+    except ServiceError as error:
+        assert error.status == 400
+    else:
+        assert image.width * image.height <= LIMITS.max_pixels
+
+
+@given(cut=st.integers(min_value=1), flip=st.integers(min_value=0), bit=st.integers(0, 7))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_broken_files_give_an_image_or_a_client_error(
+    kind: str, cut: int, flip: int, bit: int
+) -> None:
+    data = bytearray(picture(kind))
+    data[flip % len(data)] ^= 1 << bit
+    del data[cut % len(data) + 1 :]
+    try:
+        read(bytes(data))
+    except ServiceError as error:
+        assert error.status == 400

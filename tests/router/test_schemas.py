@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from m3_backend.errors import ServiceError
+from m3_backend.messages import Sampling
+from router.schemas import NEUTRAL_VALUES, ChatRequest, parse_chat_request
+from tests.router.support import chat
+
+
+def parse(**options: Any) -> ChatRequest:
+    return parse_chat_request(json.dumps(chat(**options)).encode())
+
+
+def refusal(body: bytes) -> ServiceError:
+    with pytest.raises(ServiceError) as caught:
+        parse_chat_request(body)
+    assert caught.value.status == 400
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff{}", b'{"model": NaN}', b'{"model": "\\ud800"}', b"[" * 100_000]
+)
+def test_invalid_json(body: bytes) -> None:
+    assert refusal(body).code == "invalid_json"
+
+
+@pytest.mark.parametrize("body", [b"null", b"[]", b'"text"', b"7"])
+def test_json_that_is_no_object(body: bytes) -> None:
+    error = refusal(body)
+    assert (error.code, error.param) == ("invalid_request", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages[0].content[0].text",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].image_url",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 1}}]}
+                ]
+            },
+            "messages[0].content[0].image_url.url",
+        ),
+        ({"temperature": "0.5"}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
+        ({"stop": ""}, "stop"),
+        ({"stop": list("abcde")}, "stop"),
+        ({"stop": ["a", 1]}, "stop[1]"),
+        ({"seed": 2**63}, "seed"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"m3": {"max_regret": 1.5}}, "m3.max_regret"),
+        ({"m3": {"latency_budget_ms": 0}}, "m3.latency_budget_ms"),
+        ({"m3": {"scale": "36"}}, "m3.scale"),
+        ({"m3": {"cache_salt": "x" * 257}}, "m3.cache_salt"),
+    ],
+)
+def test_the_field_at_fault_is_named(options: dict[str, Any], param: str) -> None:
+    error = refusal(json.dumps(chat() | options).encode())
+    assert (error.code, error.param) == ("invalid_request", param)
+    assert param in error.message
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"no_such_option": None}, "no_such_option"),
+        ({"m3": {"scales": [1]}}, "m3.scales"),
+        ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
+    ],
+)
+def test_what_would_not_be_honoured_is_refused_by_name(options: dict[str, Any], param: str) -> None:
+    error = refusal(json.dumps(chat() | options).encode())
+    assert (error.code, error.param) == ("unsupported_parameter", param)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(n, v) for n, values in NEUTRAL_VALUES.items() for v in values]
+)
+def test_options_that_ask_for_nothing_are_accepted(name: str, value: object) -> None:
+    assert parse(**{name: value}) == parse()
+
+
+def test_sampling_is_greedy_unless_asked_otherwise() -> None:
+    assert parse().sampling(256) == Sampling(max_tokens=256)
+    asked = parse(
+        max_completion_tokens=7,
+        temperature=0.5,
+        top_p=0.9,
+        stop="\n",
+        seed=3,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    assert asked.sampling(256) == Sampling(7, 0.5, 0.9, ("\n",), 3, 2)
+    assert parse(stop=["a", "b"], logprobs=True).sampling(1) == Sampling(
+        max_tokens=1, stop=("a", "b"), top_logprobs=0
+    )

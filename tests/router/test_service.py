@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from m3_backend.errors import (
+    BackendError,
+    InvalidImageError,
+    OverloadedError,
+    ServiceError,
+)
+from m3_backend.messages import Delta, Finished, ImageSlot, Sampling, Turn, digest_of
+from m3_backend.scales import Tiling
+from router.config import RouterConfig
+from router.service import RoutingService
+from router.telemetry import Trace
+from tests.fakes import MODEL, FakeBackend, FakePredictor
+from tests.router.support import QUESTION, chat, image_part, picture
+
+NOW = 1_000.0
+
+
+def service(
+    backend: FakeBackend, predictor: FakePredictor | None = None, **config: Any
+) -> RoutingService:
+    return RoutingService(backend, predictor, RouterConfig(**config), clock=lambda: NOW)
+
+
+def encoded(*parts: Any, **options: Any) -> bytes:
+    return json.dumps(chat(*parts, **options)).encode()
+
+
+async def test_what_reaches_the_replica() -> None:
+    backend = FakeBackend()
+    data = picture()
+    body = encoded(
+        image_part(data), QUESTION, max_tokens=9, m3={"cache_salt": "tenant", "max_regret": 0.2}
+    )
+    routing = service(backend, FakePredictor(), request_timeout_s=30.0)
+    await routing.handle(body, Trace("id-1"))
+    (request,) = backend.requests
+    assert request.request_id == "id-1"
+    assert request.turns == (Turn("user", (ImageSlot(0), QUESTION)),)
+    assert [image.digest for image in request.images] == [digest_of(data)]
+    assert request.scales == (9,)
+    assert request.sampling == Sampling(max_tokens=9)
+    assert request.cache_salt == "tenant"
+    assert request.deadline == NOW + 30.0
+
+
+async def test_the_answer_is_relayed_and_traced() -> None:
+    trace = Trace("id-1", timer=iter(range(100)).__next__)
+    answer = await service(FakeBackend(), FakePredictor()).handle(encoded(), trace)
+    events = [event async for event in answer]
+    assert "".join(e.text for e in events if isinstance(e, Delta)) == "a red square"
+    assert isinstance(events[-1], Finished)
+    assert trace.decision is not None
+    assert trace.decision.scales == (36,)
+    assert trace.started is answer.started
+    assert trace.finished is events[-1]
+    assert trace.predictor == "fake-1"
+    assert (trace.routing_s, trace.ttft_s) == (1, 2)
+
+
+async def test_every_image_is_predicted_for_the_last_question_under_the_salt() -> None:
+    predictor = FakePredictor()
+    first, second = picture(size=(10, 10)), picture(size=(20, 20))
+    body = encoded(image_part(first), image_part(second), QUESTION, m3={"cache_salt": "s"})
+    await service(FakeBackend(), predictor).handle(body, Trace("id"))
+    assert predictor.asked == [(digest_of(data), QUESTION, "s") for data in (first, second)]
+
+
+async def test_planning_runs_no_model() -> None:
+    backend = FakeBackend()
+    plan = await service(backend, FakePredictor()).plan(encoded(), Trace("id"))
+    assert plan.decision.scales == (36,)
+    assert backend.requests == []
+
+
+async def test_cost_counts_text_images_and_encoding() -> None:
+    plan = await service(FakeBackend()).plan(encoded(image_part(), "x" * 400), Trace("id"))
+    assert plan.decision.cost_ms == pytest.approx(10.0 + 5.0 + 0.1 * (100 + 576))
+
+
+async def test_tiled_models_count_tokens_by_the_picture() -> None:
+    tiled = replace(MODEL, tiling=Tiling(336, ((336, 672), (672, 336), (672, 672))))
+    image = image_part(picture(size=(640, 480)))
+    plan = await service(FakeBackend(tiled)).plan(encoded(image, QUESTION), Trace("id"))
+    assert plan.cases[0].tokens == (7, 37, 166, 594, 2340)
+
+
+@pytest.mark.parametrize("predictor", [None, FakePredictor()], ids=["forwarded", "predicted"])
+async def test_a_truncated_image_is_the_callers_error_on_every_path(
+    predictor: FakePredictor | None,
+) -> None:
+    """The header is whole, so whoever decodes first finds out: the predictor or the replica."""
+    body = encoded(image_part(picture(size=(200, 200))[:-40]), QUESTION)
+    with pytest.raises(InvalidImageError) as caught:
+        await service(FakeBackend(), predictor).handle(body, Trace("id"))
+    assert (caught.value.status, caught.value.code) == (400, "invalid_image")
+
+
+async def test_an_error_before_the_start_is_the_requests_error() -> None:
+    with pytest.raises(OverloadedError):
+        await service(FakeBackend(error=OverloadedError("full"))).handle(encoded(), Trace("id"))
+
+
+async def test_a_replica_that_says_nothing() -> None:
+    class Mute(FakeBackend):
+        async def generate(self, request: Any) -> Any:
+            return
+            yield
+
+    with pytest.raises(BackendError):
+        await service(Mute()).handle(encoded(), Trace("id"))
+
+
+async def test_an_answer_without_an_end_is_an_error() -> None:
+    class Cut(FakeBackend):
+        async def generate(self, request: Any) -> Any:
+            async for event in super().generate(request):
+                if not isinstance(event, Finished):
+                    yield event
+
+    answer = await service(Cut()).handle(encoded(), Trace("id"))
+    with pytest.raises(BackendError):
+        async for _ in answer:
+            pass
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+async def test_closing_an_answer_ends_it_on_the_replica(taken: int) -> None:
+    backend = FakeBackend()
+    answer = await service(backend).handle(encoded(), Trace("id"))
+    async with aclosing(answer):
+        events = aiter(answer)
+        for _ in range(taken):
+            await anext(events)
+        assert not backend.closed.is_set()
+    assert backend.closed.is_set()
+
+
+async def test_requests_are_refused_before_the_backend_sees_them() -> None:
+    backend = FakeBackend()
+    with pytest.raises(ServiceError):
+        await service(backend, FakePredictor()).handle(encoded(model="gpt-4o"), Trace("id"))
+    assert backend.requests == []
