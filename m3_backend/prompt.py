@@ -10,7 +10,7 @@ Only the template makes special tokens: `</s>` or `<image>` in somebody's text s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,11 @@ class Tokenizer:
         )
         return text
 
+    def spell(self, token: int) -> str:
+        """One token by itself, special ones by name."""
+        text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return text
+
     def prompt(self, parts: Sequence[Part]) -> Prompt:
         """Tokenise what `PromptTemplate.render` gives."""
         runs: list[list[int]] = [[] if self.bos is None else [self.bos]]
@@ -142,9 +147,6 @@ class Tokenizer:
             else:
                 runs[-1].append(self.eos)
         return Prompt(tuple(tuple(run) for run in runs), tuple(images))
-
-
-Decode = Callable[[Sequence[int]], str]
 
 
 def _text(turn: Turn) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from m3_backend.checkpoint import Checkpoint
+from m3_backend.errors import InvalidImageError
 from m3_backend.kv_cache import SlotCache
 from m3_backend.messages import ImageInput
 from m3_backend.preprocess import decode_image
@@ -36,15 +37,18 @@ class ModelRunner:
         self._head = checkpoint.model.language_model.lm_head
 
     @torch.inference_mode()
-    def encode(self, data: bytes) -> Tensor:
+    def encode(self, image: ImageInput) -> Tensor:
         """Image file → full-grid features [tiles, grid², hidden] in main memory.
 
         Always one image at a time, so that its features never depend on who else asked.
 
         Raises:
-            InvalidImageError: the bytes do not decode.
+            InvalidImageError: the bytes do not decode, or not to the declared size where it counts.
         """
-        pixels = torch.from_numpy(self.checkpoint.preprocessing.pixels(decode_image(data)))
+        picture = decode_image(image.data)
+        if self.checkpoint.tiling and picture.size != (image.width, image.height):
+            raise InvalidImageError("The image's size is not the one that was declared for it.")
+        pixels = torch.from_numpy(self.checkpoint.preprocessing.pixels(picture))
         return self.checkpoint.model.encode(pixels.to(self.checkpoint.device)).cpu()
 
     @torch.inference_mode()
@@ -58,14 +62,19 @@ class ModelRunner:
         """
         checkpoint = self.checkpoint
         newline = checkpoint.model.image_newline
-        tokens = torch.tensor([t for run in prompt.runs for t in run], device=checkpoint.device)
-        texts = self._decoder.embed_tokens(tokens).split([len(run) for run in prompt.runs])
-        pieces = [texts[0]]
-        for index, text in zip(prompt.images, texts[1:], strict=True):
+        pieces = [self.embed_tokens(prompt.runs[0])]
+        for index, run in zip(prompt.images, prompt.runs[1:], strict=True):
             own = features[index].to(checkpoint.device, checkpoint.dtype)
             image = images[index]
-            pieces += [assemble(own, image.width, image.height, checkpoint.tiling, newline), text]
+            pieces.append(assemble(own, image.width, image.height, checkpoint.tiling, newline))
+            pieces.append(self.embed_tokens(run))
         return torch.cat(pieces)
+
+    @torch.inference_mode()
+    def embed_tokens(self, tokens: Sequence[int]) -> Tensor:
+        """Token ids → [tokens, hidden]."""
+        ids = torch.tensor(tokens, dtype=torch.long, device=self.checkpoint.device)
+        return cast(Tensor, self._decoder.embed_tokens(ids))
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Tensor], first_slot: int = 0) -> Tensor:

@@ -11,7 +11,6 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from m3_backend.errors import InvalidImageError
 from m3_backend.scales import ScaleLadder, Tiling
 
 
@@ -50,6 +49,14 @@ def _average(features: Tensor, side: int) -> Tensor:
     return grid.float().mean(dim=(2, 4)).to(features.dtype).view(tiles, side * side, hidden)
 
 
+def tile_count(width: int, height: int, tiling: Tiling | None) -> int:
+    """Inputs of the vision tower that one image becomes, the thumbnail included."""
+    if tiling is None:
+        return 1
+    canvas_height, canvas_width = tiling.canvas(width, height)
+    return 1 + (canvas_height // tiling.tile) * (canvas_width // tiling.tile)
+
+
 def assemble(
     features: Tensor, width: int, height: int, tiling: Tiling | None, newline: Tensor | None
 ) -> Tensor:
@@ -57,18 +64,13 @@ def assemble(
 
     With tiling: the thumbnail's tokens, then the rows of the joined tiles, un-padded on the pooled
     grid, each row closed by `newline`.
-
-    Raises:
-        InvalidImageError: the number of tiles does not belong to an image of `width`×`height`.
     """
     if tiling is None:
         return features[0]
     assert newline is not None
-    tiles, scale, hidden = features.shape
+    _, scale, hidden = features.shape
     canvas_height, canvas_width = tiling.canvas(width, height)
     down, across = canvas_height // tiling.tile, canvas_width // tiling.tile
-    if tiles != 1 + down * across:
-        raise InvalidImageError("The image's size is not the one that was declared for it.")
     side = isqrt(scale)
     grid = features[1:].view(down, across, side, side, hidden).permute(0, 2, 1, 3, 4)
     grid = grid.reshape(down * side, across * side, hidden)

@@ -1,0 +1,456 @@
+"""The engine of a replica: requests of any scale and length share one batch, step by step.
+
+A request's life:
+
+    generate   (the caller's event loop)  refused if too many wait
+    _prepare   (preparation threads)      validate → tokenise → features from cache or vision tower
+    _serve     (the engine's own thread)  schedule → run → emit: one token per request and step
+
+It ends with Finished, with an error, or when the caller closes the iterator; its slot is free at
+the next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from m3_backend.answer_text import AnswerText
+from m3_backend.checkpoint import Checkpoint, open_checkpoint
+from m3_backend.errors import (
+    BackendError,
+    DeadlineExceededError,
+    OverloadedError,
+    ServiceError,
+)
+from m3_backend.feature_cache import FeatureCache
+from m3_backend.job import Job, Work, lengths
+from m3_backend.measure import measure_costs
+from m3_backend.messages import (
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    ImageInput,
+    ModelInfo,
+    Sampling,
+    Started,
+    TokenLogprob,
+)
+from m3_backend.preparation import Preparation
+from m3_backend.prompt import Prompt
+from m3_backend.runner import ModelRunner
+from m3_backend.sampling import choose, token_logprob
+from m3_backend.scheduler import PrefillBatch, Scheduler, Step
+from m3_backend.stats import EngineStats
+
+_log = logging.getLogger(__name__)
+
+_CACHE_BYTES = 256 << 20
+
+
+class Engine(Protocol):
+    """What a replica needs of an engine; another one fits behind the same four names."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """One Started, Deltas, one Finished, from any event loop. `aclose()` cancels the request.
+
+        Raises:
+            ServiceError: from the iterator, at any point before Finished.
+        """
+
+    def stats(self) -> EngineStats: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How much an engine takes on.
+
+    Args:
+        max_batch: requests that run at once; each has a slot of `max_context` tokens of KV memory.
+        max_context: tokens per request, prompt and answer; None takes the checkpoint's own bound.
+        max_waiting: requests beyond the batch that are admitted; the next one is refused.
+        prefill_budget: prompt tokens taken up per step.
+        preparation_threads: requests whose images are fetched or decoded at once.
+        threads: CPU threads of one torch operation; None leaves torch's own choice.
+        replica: names this replica in Started.
+    """
+
+    max_batch: int = 16
+    max_context: int | None = None
+    max_waiting: int = 256
+    prefill_budget: int = 4096
+    preparation_threads: int = 4
+    threads: int | None = None
+    replica: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a step gave one request: the next token and the logits [vocabulary] it came from."""
+
+    job: Job
+    token: int
+    logits: Tensor
+
+
+class TorchEngine:
+    """Continuous batching on transformers' Llama. Use `open`.
+
+    Args:
+        cache: closed with the engine.
+        clock: seconds, monotonic, for measurements.
+        wall: Unix time in seconds, for deadlines.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        cache: FeatureCache,
+        settings: EngineSettings,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        context = min(settings.max_context or checkpoint.max_context, checkpoint.max_context)
+        self._settings, self._cache = settings, cache
+        self._clock, self._wall = clock, wall
+        self._tokenizer, self._eos = checkpoint.tokenizer, checkpoint.eos
+        self._runner = ModelRunner(checkpoint, slots=settings.max_batch, length=context)
+        self._preparation = Preparation(self._runner, cache, context)
+        self._info = ModelInfo(
+            name=checkpoint.name,
+            identity=checkpoint.identity,
+            processor=checkpoint.preprocessing.identity,
+            ladder=checkpoint.ladder,
+            tiling=checkpoint.tiling,
+            max_context=context,
+            costs=measure_costs(self._runner),
+        )
+        self._scheduler: Scheduler[Job] = Scheduler(settings.max_batch, settings.prefill_budget)
+        self._wake = threading.Condition()
+        self._jobs: set[Job] = set()  # all between submission and their last event
+        self._arrivals: list[Job] = []
+        self._closing = False
+        self._pool = ThreadPoolExecutor(settings.preparation_threads, thread_name_prefix="prepare")
+        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        cache: FeatureCache | None = None,
+        settings: EngineSettings | None = None,
+    ) -> TorchEngine:
+        """Load a checkpoint, measure it and start serving; see `open_checkpoint` for the arguments.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be opened.
+        """
+        checkpoint = open_checkpoint(name, dtype=dtype, device=device)
+        return cls(checkpoint, cache or FeatureCache(_CACHE_BYTES), settings or EngineSettings())
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    def stats(self) -> EngineStats:
+        with self._wake:
+            running = len(self._scheduler.running)
+            return EngineStats(
+                running=running,
+                waiting=max(len(self._jobs) - running, 0),
+                outstanding_tokens=sum(job.outstanding_tokens for job in self._jobs),
+                slots=self._settings.max_batch,
+                cache=self._cache.stats(),
+            )
+
+    def close(self) -> None:
+        """Stop at the next step. Requests that are still open get a BackendError."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
+        for job in tuple(self._jobs):
+            self._end(job, _shutting_down())
+        self._cache.close()
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """See `Engine.generate`."""
+        return self._stream(
+            Work(
+                make_prompt=partial(self._preparation.conversation, request),
+                images=request.images,
+                scales=request.scales,
+                sampling=request.sampling,
+                salt=request.cache_salt,
+                deadline=request.deadline,
+            )
+        )
+
+    def generate_ids(
+        self,
+        prompt: Prompt,
+        images: Sequence[ImageInput],
+        scales: Sequence[int],
+        sampling: Sampling,
+        *,
+        ignore_eos: bool = False,
+    ) -> AsyncGenerator[Event, None]:
+        """Like `generate`, for token ids: what checkpoints without a tokenizer can be asked."""
+        return self._stream(
+            Work(
+                make_prompt=lambda: prompt,
+                images=tuple(images),
+                scales=tuple(scales),
+                sampling=sampling,
+                ignore_eos=ignore_eos,
+            )
+        )
+
+    async def _stream(self, work: Work) -> AsyncGenerator[Event, None]:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event | ServiceError] = asyncio.Queue()
+        job = Job(
+            work,
+            deliver=partial(_deliver, loop, events),
+            text=AnswerText(self._decode_text, work.sampling.stop),
+            submitted=self._clock(),
+        )
+        self._submit(job)
+        try:
+            while True:
+                item = await events.get()
+                if isinstance(item, ServiceError):
+                    raise item
+                yield item
+                if isinstance(item, Finished):
+                    return
+        finally:
+            job.cancelled = True
+
+    def _submit(self, job: Job) -> None:
+        with self._wake:
+            if self._closing:
+                raise _shutting_down()
+            if len(self._jobs) >= self._settings.max_batch + self._settings.max_waiting:
+                raise OverloadedError(
+                    "Too many requests are waiting; retry later.", retry_after_s=self._backlog_s()
+                )
+            self._jobs.add(job)
+            self._pool.submit(self._prepare, job)
+
+    def _backlog_s(self) -> float:
+        """Seconds in which a full batch works off what is outstanding, one token per step."""
+        steps = sum(job.outstanding_tokens for job in self._jobs) / self._settings.max_batch
+        return max(1.0, steps * self._info.costs.decode_token_ms / 1e3)
+
+    def _prepare(self, job: Job) -> None:
+        try:
+            self._check_wanted(job)
+            prompt, per_image, room = self._preparation.measure(job.work)
+            job.prompt_tokens = prompt.length(per_image)
+            job.prepared = self._preparation.prepare(job.work, prompt, per_image, room)
+        except ServiceError as error:
+            self._end(job, error)
+        except Exception:
+            _log.exception("a request could not be prepared")
+            self._end(job, BackendError("The model could not read this request."))
+        else:
+            with self._wake:
+                self._arrivals.append(job)
+                self._wake.notify()
+
+    # From here on: the engine's own thread.
+
+    def _serve(self) -> None:
+        while self._collect():
+            step = self._scheduler.schedule()
+            outcomes, failed = self._run(step)
+            self._emit(outcomes, failed)
+
+    def _collect(self) -> bool:
+        """Wait for work, take in what arrived and drop what nobody waits for. False: stop."""
+        scheduler = self._scheduler
+        with self._wake:
+            while not (self._closing or self._arrivals or scheduler.running or scheduler.waiting):
+                self._wake.wait()
+            arrivals, self._arrivals = self._arrivals, []
+        for job in arrivals:
+            scheduler.add(job)
+        for job in (*scheduler.waiting, *scheduler.running):
+            try:
+                self._check_wanted(job)
+            except ServiceError as error:
+                self._leave(job)
+                self._end(job, error)
+        return not self._closing
+
+    def _run(self, step: Step[Job]) -> tuple[list[_Outcome], list[Job]]:
+        """One forward pass per batch of the step: what it gave, and whom a crash took along."""
+        outcomes: list[_Outcome] = []
+        failed: list[Job] = []
+        for jobs, forward in self._passes(step):
+            try:
+                logits = forward()
+                sampling = [job.work.sampling for job in jobs]
+                tokens = choose(logits, sampling, [job.draw() for job in jobs])
+            except Exception:
+                _log.exception("a step of %d requests failed", len(jobs))
+                failed += jobs
+            else:
+                outcomes += map(_Outcome, jobs, tokens, logits)
+        return outcomes, failed
+
+    def _passes(self, step: Step[Job]) -> Iterable[tuple[tuple[Job, ...], Callable[[], Tensor]]]:
+        if step.decode:
+            yield step.decode, partial(self._decode, step.decode)
+        for batch in step.prefills:
+            yield batch.requests, partial(self._prefill, batch)
+
+    def _decode(self, jobs: tuple[Job, ...]) -> Tensor:
+        logits = self._runner.decode([job.tokens[-1] for job in jobs], lengths(jobs))
+        for job in jobs:
+            job.cached += 1
+        return logits
+
+    def _prefill(self, batch: PrefillBatch[Job]) -> Tensor:
+        for job in batch.requests:
+            self._start(job)
+        prompts = [job.ready.embeddings for job in batch.requests]
+        logits = self._runner.prefill(prompts, batch.first)
+        for job in batch.requests:
+            job.cached = job.prompt_tokens
+        return logits
+
+    def _start(self, job: Job) -> None:
+        job.admitted = self._clock()
+        lookups = job.ready.lookups
+        fetch_ms = sum(lookup.fetch_ms for lookup in lookups)
+        encode_ms = sum(lookup.encode_ms for lookup in lookups)
+        elapsed_ms = (job.admitted - job.submitted) * 1e3
+        job.deliver(
+            Started(
+                image_tokens=job.ready.image_tokens,
+                prompt_tokens=job.prompt_tokens,
+                cache=tuple(lookup.level for lookup in lookups),
+                queue_ms=max(elapsed_ms - fetch_ms - encode_ms, 0.0),
+                fetch_ms=fetch_ms,
+                encode_ms=encode_ms,
+                replica=self._settings.replica,
+                degraded=("redis",) if any(lookup.degraded for lookup in lookups) else (),
+            )
+        )
+
+    def _emit(self, outcomes: list[_Outcome], failed: list[Job]) -> None:
+        now = self._clock()
+        for outcome in outcomes:
+            try:
+                self._extend(outcome, now)
+            except Exception:
+                _log.exception("an answer could not be emitted")
+                failed.append(outcome.job)
+        for job in failed:
+            self._leave(job)
+            self._end(job, BackendError("The model failed on this request; try it again."))
+
+    def _extend(self, outcome: _Outcome, now: float) -> None:
+        """Append the token to its answer and tell the caller; end the answer where it ends."""
+        job, token = outcome.job, outcome.token
+        job.tokens.append(token)
+        if len(job.tokens) == 1:
+            job.first_token_at = now
+        reason: FinishReason | None = None
+        if token in self._eos and not job.work.ignore_eos:
+            if rest := job.text.finish():
+                job.deliver(Delta(rest))
+            reason = "stop"
+        else:
+            text = job.text.push(token)
+            if not job.text.stopped and len(job.tokens) >= job.ready.limit:
+                text += job.text.finish()
+                reason = "length"
+            if job.text.stopped:
+                reason = "stop"
+            job.deliver(Delta(text, (token,), self._logprobs(outcome)))
+        if reason is not None:
+            self._leave(job)
+            self._end(
+                job,
+                Finished(
+                    reason=reason,
+                    completion_tokens=len(job.tokens),
+                    prefill_ms=(job.first_token_at - job.admitted) * 1e3,
+                    decode_ms=(now - job.first_token_at) * 1e3,
+                ),
+            )
+
+    def _logprobs(self, outcome: _Outcome) -> tuple[TokenLogprob, ...]:
+        alternatives = outcome.job.work.sampling.top_logprobs
+        if alternatives is None:
+            return ()
+        return (token_logprob(outcome.logits, outcome.token, alternatives, self._spell),)
+
+    def _leave(self, job: Job) -> None:
+        """Out of the queue or the batch; the last slot's request moves into the free slot."""
+        move = self._scheduler.remove(job)
+        if move is not None:
+            moved = self._scheduler.running[move.target]
+            self._runner.cache.move(move.source, move.target, moved.cached)
+
+    # Any thread.
+
+    def _end(self, job: Job, last: Finished | ServiceError) -> None:
+        with self._wake:
+            self._jobs.discard(job)
+        job.deliver(last)
+
+    def _check_wanted(self, job: Job) -> None:
+        if job.cancelled:
+            raise BackendError("The request was cancelled.")
+        if job.work.deadline is not None and self._wall() >= job.work.deadline:
+            raise DeadlineExceededError("The request's deadline has passed; allow it more time.")
+
+    def _decode_text(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids) if self._tokenizer else ""
+
+    def _spell(self, token: int) -> str:
+        return self._tokenizer.spell(token) if self._tokenizer else str(token)
+
+
+def _deliver(
+    loop: asyncio.AbstractEventLoop,
+    events: asyncio.Queue[Event | ServiceError],
+    item: Event | ServiceError,
+) -> None:
+    try:
+        loop.call_soon_threadsafe(events.put_nowait, item)
+    except RuntimeError:
+        _log.debug("a caller's event loop closed before its request ended")
+
+
+def _shutting_down() -> BackendError:
+    return BackendError("The replica is shutting down; send the request again.")

@@ -1,0 +1,290 @@
+"""Pooled features by image and scale: memory, then Redis, then the vision tower, which runs once.
+
+A finer entry answers a coarser request, by pooling along the one chain of its scale
+(`vision.pool`), so an answer does not depend on which entry was hit. Redis is an optimisation with
+a time limit: if it is slow, full, down or lying, the request is a miss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from m3_backend import wire
+from m3_backend.messages import CacheLevel
+from m3_backend.redis_store import RedisStore, StoreUnavailableError
+from m3_backend.scales import ScaleLadder
+from m3_backend.stats import CacheStats
+from m3_backend.vision import pool, pooling_chain
+
+_SMOOTHING = 0.2
+_FETCH_BASE_MS = 1.0
+_FETCH_BYTES_PER_MS = 500_000.0  # until measured
+_MEASURED_FROM_BYTES = 64 << 10  # smaller fetches say nothing about bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSource:
+    """What decides the features of an image besides the scale.
+
+    Args:
+        image: SHA-256 of the file, hex.
+        model, processor: identities of the checkpoint and of its preprocessing.
+        salt: tenants with different salts never see each other's entries.
+        tiles, hidden, dtype: of the features, known before they are computed.
+    """
+
+    image: str
+    model: str
+    processor: str
+    salt: str
+    ladder: ScaleLadder
+    tiles: int
+    hidden: int
+    dtype: torch.dtype
+
+    def key(self, scale: int) -> bytes:
+        """SHA-256 over all of it, each field with its length: no two sources share a key."""
+        digest = hashlib.sha256()
+        shape = f"{self.tiles}x{scale}x{self.hidden}"
+        for field in (self.image, self.model, self.processor, str(self.dtype), shape, self.salt):
+            encoded = field.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        return digest.digest()
+
+    def shape(self, scale: int) -> wire.Shape:
+        return self.tiles, scale, self.hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Features [tiles, scale, hidden] in main memory and what it took to get them.
+
+    `degraded` is true if Redis is configured but could not be asked.
+    """
+
+    features: Tensor
+    level: CacheLevel
+    fetch_ms: float
+    encode_ms: float
+    degraded: bool
+
+
+class FeatureCache:
+    """Thread-safe.
+
+    Args:
+        memory_bytes: bound of the in-process level; the least recently used entry goes first.
+        redis_url: the level shared between processes, or None.
+        ttl_s: seconds an entry lives in Redis.
+        timeout_s: longest wait for Redis, whatever encoding would take.
+        stall_s: shortest wait, so that a busy machine is not taken for a broken Redis.
+        secret: up to 64 bytes; signs the values if others can write to that Redis.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        memory_bytes: int,
+        redis_url: str | None = None,
+        *,
+        ttl_s: int = 24 * 3600,
+        timeout_s: float = 0.25,
+        stall_s: float = 0.05,
+        secret: bytes = b"",
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._limit = memory_bytes
+        self._timeout_s, self._stall_s = timeout_s, stall_s
+        self._secret = secret
+        self._clock = clock
+        self._redis = (
+            None
+            if redis_url is None
+            else RedisStore(redis_url, ttl_s=ttl_s, timeout_s=timeout_s, clock=clock)
+        )
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._bytes = 0
+        self._flights: dict[bytes, Future[Tensor]] = {}
+        self._hits: dict[CacheLevel, int] = {"memory": 0, "redis": 0, "miss": 0}
+        self._encodes = 0
+        self._rejected = 0
+        self._encode_ms: float | None = None
+        self._bytes_per_ms = _FETCH_BYTES_PER_MS
+
+    def get(self, source: FeatureSource, scale: int, encode: Callable[[], Tensor]) -> Lookup:
+        """The features of `source` at `scale`, from the cheapest level that has them.
+
+        Of callers that ask for one image at once, one goes to Redis or encodes; the others wait.
+
+        Args:
+            encode: gives the full-grid features [tiles, grid², hidden]; its errors pass through,
+                to everyone who waited for it.
+        """
+        started = self._clock()
+        chain = pooling_chain(source.ladder, scale)
+        flight_key = source.key(source.ladder.grid_side**2)
+        while True:
+            with self._lock:
+                found = self._recall(source, chain)
+                flight = self._flights.get(flight_key)
+                if found is None and flight is None:
+                    flight = self._flights[flight_key] = Future()
+                    break
+            if found is None:
+                assert flight is not None
+                shared = flight.result()
+                found = shared if shared.shape[1] in chain else None
+            if found is not None:
+                features = pool(found, source.ladder, scale)
+                return self._counted(features, "memory", self._since(started))
+        try:
+            lookup, origin = self._fetch_or_encode(source, scale, chain, encode)
+        except BaseException as error:
+            self._land(flight_key).set_exception(error)
+            raise
+        self._land(flight_key).set_result(origin)
+        return lookup
+
+    def stats(self) -> CacheStats:
+        with self._lock:
+            return CacheStats(
+                memory_hits=self._hits["memory"],
+                redis_hits=self._hits["redis"],
+                misses=self._hits["miss"],
+                encodes=self._encodes,
+                redis_errors=self._redis.errors if self._redis else 0,
+                redis_rejected=self._rejected,
+                breaker=self._redis.breaker.state if self._redis else None,
+                entries=len(self._entries),
+                bytes=self._bytes,
+            )
+
+    def flush(self) -> None:
+        """Wait until what was to be written to Redis is written."""
+        if self._redis is not None:
+            self._redis.flush()
+
+    def close(self) -> None:
+        if self._redis is not None:
+            self._redis.close()
+
+    def _fetch_or_encode(
+        self,
+        source: FeatureSource,
+        scale: int,
+        chain: tuple[int, ...],
+        encode: Callable[[], Tensor],
+    ) -> tuple[Lookup, Tensor]:
+        """The answer, and the features it was pooled from (which may answer others)."""
+        started = self._clock()
+        degraded = False
+        try:
+            fetched = self._fetch(source, chain)
+        except StoreUnavailableError:
+            fetched, degraded = None, True
+        fetch_ms = self._since(started)
+        if fetched is not None:
+            features = pool(fetched, source.ladder, scale)
+            self._remember(source, fetched, features)
+            return self._counted(features, "redis", fetch_ms), fetched
+        started = self._clock()
+        full = encode()
+        encode_ms = self._since(started)
+        with self._lock:
+            self._encodes += 1
+            previous = encode_ms if self._encode_ms is None else self._encode_ms
+            self._encode_ms = previous + _SMOOTHING * (encode_ms - previous)
+        features = pool(full, source.ladder, scale)
+        self._remember(source, full, features)
+        self._share(source, full, features)
+        return self._counted(features, "miss", fetch_ms, encode_ms, degraded=degraded), full
+
+    def _fetch(self, source: FeatureSource, chain: tuple[int, ...]) -> Tensor | None:
+        """What Redis has for this chain, if it is sound. Raises StoreUnavailableError."""
+        if self._redis is None:
+            return None
+        candidates = [(source.key(s), wire.size_of(source.shape(s), source.dtype)) for s in chain]
+        started = self._clock()
+        found = self._redis.fetch(candidates, self._patience_s())
+        if found is None:
+            return None
+        index, blob = found
+        if len(blob) >= _MEASURED_FROM_BYTES:
+            speed = len(blob) / max(self._since(started) - _FETCH_BASE_MS, 0.1)
+            self._bytes_per_ms += _SMOOTHING * (speed - self._bytes_per_ms)
+        scale = chain[index]
+        try:
+            return wire.decode(
+                blob, source.key(scale), source.shape(scale), source.dtype, self._secret
+            )
+        except wire.WireError:
+            with self._lock:
+                self._rejected += 1
+            return None
+
+    def _patience_s(self) -> float:
+        """No longer than encoding takes, within the configured bounds."""
+        if self._encode_ms is None:
+            return self._timeout_s
+        return min(self._timeout_s, max(self._encode_ms / 1e3, self._stall_s))
+
+    def _share(self, source: FeatureSource, *entries: Tensor) -> None:
+        """Offer to Redis what is quicker to fetch than to encode again."""
+        if self._redis is None or self._encode_ms is None:
+            return
+        for scale, features in {entry.shape[1]: entry for entry in entries}.items():
+            size = wire.size_of(source.shape(scale), source.dtype)
+            if _FETCH_BASE_MS + size / self._bytes_per_ms < self._encode_ms:
+                key = source.key(scale)
+                self._redis.store(key, partial(wire.encode, key, features, self._secret))
+
+    def _recall(self, source: FeatureSource, chain: tuple[int, ...]) -> Tensor | None:
+        for scale in chain:
+            key = source.key(scale)
+            if (features := self._entries.get(key)) is not None:
+                self._entries.move_to_end(key)
+                return features
+        return None
+
+    def _remember(self, source: FeatureSource, *entries: Tensor) -> None:
+        with self._lock:
+            for features in entries:
+                key = source.key(features.shape[1])
+                if key in self._entries or features.nbytes > self._limit:
+                    continue
+                self._entries[key] = features
+                self._bytes += features.nbytes
+            while self._bytes > self._limit:
+                _, evicted = self._entries.popitem(last=False)
+                self._bytes -= evicted.nbytes
+
+    def _land(self, flight_key: bytes) -> Future[Tensor]:
+        with self._lock:
+            return self._flights.pop(flight_key)
+
+    def _counted(
+        self,
+        features: Tensor,
+        level: CacheLevel,
+        fetch_ms: float,
+        encode_ms: float = 0.0,
+        *,
+        degraded: bool = False,
+    ) -> Lookup:
+        with self._lock:
+            self._hits[level] += 1
+        return Lookup(features, level, fetch_ms, encode_ms, degraded)
+
+    def _since(self, started: float) -> float:
+        return (self._clock() - started) * 1e3

@@ -1,0 +1,98 @@
+"""From a request to a prompt the model can read: validate, tokenise, get the features."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+
+from torch import Tensor
+
+from m3_backend.errors import BackendError, ContextLengthError, InvalidRequestError
+from m3_backend.feature_cache import FeatureCache, FeatureSource
+from m3_backend.job import Prepared, Work
+from m3_backend.messages import GenerationRequest, ImageInput
+from m3_backend.prompt import Prompt
+from m3_backend.runner import ModelRunner
+from m3_backend.scales import image_tokens
+from m3_backend.vision import tile_count
+
+
+class Preparation:
+    """Thread-safe.
+
+    Args:
+        context: tokens that prompt and answer may take together.
+    """
+
+    def __init__(self, runner: ModelRunner, cache: FeatureCache, context: int) -> None:
+        self._runner, self._cache, self._context = runner, cache, context
+        self._checkpoint = runner.checkpoint
+        self._vision = threading.Lock()
+
+    def conversation(self, request: GenerationRequest) -> Prompt:
+        """The request's turns in the checkpoint's template.
+
+        Raises:
+            InvalidRequestError: turns that make no prompt.
+        """
+        tokenizer = self._checkpoint.tokenizer
+        if tokenizer is None:
+            raise BackendError("This checkpoint has no tokenizer and cannot take conversations.")
+        return tokenizer.prompt(self._checkpoint.template.render(request.turns))
+
+    def measure(self, work: Work) -> tuple[Prompt, tuple[int, ...], int]:
+        """Prompt, tokens per image and room for the answer: all that can be refused without work.
+
+        Raises:
+            InvalidScaleError, InvalidRequestError, ContextLengthError
+        """
+        if len(work.scales) != len(work.images):
+            raise InvalidRequestError("Every image needs exactly one scale.")
+        ladder, tiling = self._checkpoint.ladder, self._checkpoint.tiling
+        per_image = tuple(
+            image_tokens(ladder, scale, image.width, image.height, tiling)
+            for image, scale in zip(work.images, work.scales, strict=True)
+        )
+        prompt = work.make_prompt()
+        if sorted(prompt.images) != list(range(len(work.images))):
+            raise InvalidRequestError("Every image must stand in the conversation exactly once.")
+        length = prompt.length(per_image)
+        if length >= self._context:
+            raise ContextLengthError(
+                f"The prompt takes {length} tokens, {sum(per_image)} of them for images; with the "
+                f"answer it may take {self._context}. Shorten it or use a coarser scale."
+            )
+        return prompt, per_image, self._context - length
+
+    def prepare(
+        self, work: Work, prompt: Prompt, per_image: tuple[int, ...], room: int
+    ) -> Prepared:
+        """Features and embeddings, after `measure` found nothing to refuse.
+
+        Raises:
+            InvalidImageError: an image that does not decode.
+        """
+        lookups = tuple(
+            self._cache.get(self._source(image, work.salt), scale, partial(self._encode, image))
+            for image, scale in zip(work.images, work.scales, strict=True)
+        )
+        features = [lookup.features for lookup in lookups]
+        embeddings = self._runner.embed(prompt, work.images, features)
+        return Prepared(embeddings, per_image, lookups, min(work.sampling.max_tokens or room, room))
+
+    def _source(self, image: ImageInput, salt: str) -> FeatureSource:
+        checkpoint = self._checkpoint
+        return FeatureSource(
+            image=image.digest,
+            model=checkpoint.identity,
+            processor=checkpoint.preprocessing.identity,
+            salt=salt,
+            ladder=checkpoint.ladder,
+            tiles=tile_count(image.width, image.height, checkpoint.tiling),
+            hidden=checkpoint.shape.hidden,
+            dtype=checkpoint.dtype,
+        )
+
+    def _encode(self, image: ImageInput) -> Tensor:
+        with self._vision:  # one at a time: two would only take turns on the device
+            return self._runner.encode(image)

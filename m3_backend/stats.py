@@ -1,0 +1,50 @@
+"""Counters that cross process borders. Standard library only, like `messages`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+BreakerState = Literal["closed", "open", "half_open"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What a feature cache has done since it was made.
+
+    Args:
+        memory_hits, redis_hits, misses: images by where their features came from.
+        encodes: runs of the vision tower; at most `misses`, less when requests shared one.
+        redis_errors: time-outs, refusals and other failures of Redis.
+        redis_rejected: values that failed a check and were not used.
+        breaker: "open" while Redis is left alone after repeated failures; None without Redis.
+        entries, bytes: held in memory now.
+    """
+
+    memory_hits: int
+    redis_hits: int
+    misses: int
+    encodes: int
+    redis_errors: int
+    redis_rejected: int
+    breaker: BreakerState | None
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A replica's load, for placing requests and for metrics.
+
+    Args:
+        running: requests in the batch.
+        waiting: admitted requests that are not in the batch yet.
+        outstanding_tokens: prompt tokens to be prefilled plus tokens that may still be generated.
+        slots: most requests that run at once.
+    """
+
+    running: int
+    waiting: int
+    outstanding_tokens: int
+    slots: int
+    cache: CacheStats
