@@ -1,18 +1,19 @@
 """From anything that goes wrong to one answer in OpenAI's error shape.
 
-bytes → JSON              InvalidRequestError  invalid_json, request_too_large (413)
-JSON → ChatRequest        InvalidRequestError  invalid_request, unsupported_parameter
-parts → images            InvalidRequestError  *_image*, too_many_images, no_image, empty_question
-names and limits          InvalidRequestError  model_not_found (404), invalid_scale,
-conflicting_limits predictor, replica        ServiceError         as they raise it
-(m3_backend.errors) unknown path or method    HTTPException        not_found (404),
-method_not_allowed (405) anything else             Exception            internal_error (500);
-details go to the log only
+bytes → JSON             InvalidRequestError  invalid_json, request_too_large (413)
+JSON → ChatRequest       InvalidRequestError  invalid_request, unsupported_parameter
+parts → conversation     InvalidRequestError  no_image, empty_question, too_many_images,
+                                              image_too_large, unsupported_image_format, …
+names and limits         InvalidRequestError  invalid_scale, conflicting_limits,
+                                              model_not_found (404)
+predictor and replica    ServiceError         as they raise it, see m3_backend.errors
+unknown path or method   HTTPException        not_found (404), method_not_allowed (405)
+anything else            Exception            internal_error (500); details go to the log only
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -23,9 +24,7 @@ from m3_backend.errors import InvalidRequestError, ServiceError
 
 
 class Code(StrEnum):
-    """The codes that the router itself produces; those of m3_backend.errors pass through beside
-    them.
-    """
+    """The codes that the router itself produces; those of other rooms pass through."""
 
     INVALID_JSON = "invalid_json"
     UNSUPPORTED_PARAMETER = "unsupported_parameter"
@@ -42,6 +41,16 @@ class Code(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed"
     CLIENT_CLOSED_REQUEST = "client_closed_request"
     NOT_READY = "not_ready"
+
+
+class UnknownModelError(InvalidRequestError):
+    default_status = 404
+    default_code = Code.MODEL_NOT_FOUND
+
+    def __init__(self, model: str, valid: Iterable[str]) -> None:
+        super().__init__(
+            f"There is no model {model!r}; use one of {', '.join(valid)}.", param="model"
+        )
 
 
 class ClientClosedRequestError(ServiceError):
@@ -98,9 +107,7 @@ def from_validation(error: ValidationError, document: object) -> InvalidRequestE
 
 
 def _param(location: Sequence[int | str], document: object) -> str:
-    """`messages[0].content[1].text` from pydantic's location, which also names branches of
-    unions.
-    """
+    """`messages[0].content[1].text` from pydantic's location, union branches left out."""
     path = ""
     for depth, step in enumerate(location):
         if isinstance(step, int) and isinstance(document, list):

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_backend.errors import InvalidRequestError, ServiceError
-from router.errors import ClientClosedRequestError, Code, error_body
+from router.errors import ClientClosedRequestError, Code, UnknownModelError, error_body
 from router.explain import REQUEST_ID_HEADER, headers
 from router.policy import model_names
 from router.responses import completion, explanation, route, server_sent_events
@@ -102,12 +102,7 @@ def build_app(
     async def model_card(model: str) -> Response:
         names = model_names((await service.info()).ladder)
         if model not in names:
-            raise ServiceError(
-                f"There is no model {model!r}; use one of {', '.join(names)}.",
-                status=404,
-                code=Code.MODEL_NOT_FOUND,
-                param="model",
-            )
+            raise UnknownModelError(model, names)
         return _json(_card(model, born))
 
     @app.get("/healthz")
@@ -198,9 +193,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class EventStreamResponse(Response):
-    """Server-sent events of an answer that has started; ends it on the replica if the client
-    leaves.
-    """
+    """Server-sent events of an answer that has started. If the client leaves, the answer ends."""
 
     media_type = "text/event-stream"
 
@@ -231,9 +224,7 @@ class EventStreamResponse(Response):
 
 
 class _Tracing:
-    """Outermost layer: names every request, records its outcome, and answers what nobody
-    foresaw.
-    """
+    """Outermost layer: names every request, records its outcome, answers what nobody foresaw."""
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
         self._app = app
@@ -259,7 +250,7 @@ class _Tracing:
         try:
             await self._app(scope, receive, named)
         except asyncio.CancelledError:
-            trace.failed(ClientClosedRequestError("The server gave the request up."))
+            trace.failed(ClientClosedRequestError("The request was cancelled."))
             raise
         except Exception as error:
             shown = trace.failed(error)
@@ -295,9 +286,7 @@ def _card(name: str, created: int) -> ModelCard:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document plus the request body, which the service parses itself, off the event
-    loop.
-    """
+    """FastAPI's document plus the request body, which the service parses by itself."""
     document = get_openapi(title=app.title, version="1", routes=app.routes)
     _, schemas = models_json_schema(
         [(ChatRequest, "validation")], ref_template="#/components/schemas/{model}"

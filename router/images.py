@@ -11,11 +11,11 @@ import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
+from struct import unpack_from
 
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ExifTags import Base as ExifTag
-from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
@@ -120,9 +120,30 @@ def _pillow_size(reader: Callable[[BytesIO], Image.Image]) -> Callable[[bytes], 
     return size
 
 
+def _gif_size(data: bytes) -> tuple[int, int]:
+    """The screen, grown to hold the first frame, as Pillow shows it.
+
+    Reads the blocks (GIF89a, 1990): Pillow's reader allocates the frame when it opens a file.
+    """
+    flags, at = data[10], 13
+    if flags & 0x80:  # a global colour table
+        at += 3 << (flags & 7) + 1
+    while data[at] == 0x21:  # an extension: label, then sub-blocks up to an empty one
+        at += 2
+        while data[at]:
+            at += data[at] + 1
+        at += 1
+    if data[at] != 0x2C:
+        raise ValueError("no frame")
+    screen_width, screen_height = unpack_from("<HH", data, 6)
+    left, top, width, height = unpack_from("<HHHH", data, at + 1)
+    return max(screen_width, left + width), max(screen_height, top + height)
+
+
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Reads the container (RFC 9649): Pillow's reader allocates the whole canvas when it opens a
-    file.
+    """The canvas, turned as EXIF says.
+
+    Reads the container (RFC 9649): Pillow's reader allocates the canvas when it opens a file.
     """
     if int.from_bytes(data[4:8], "little") + 8 > len(data):
         raise ValueError("the file ends early")
@@ -161,7 +182,7 @@ _FORMATS = (
     _Format(b"\xff\xd8\xff", _pillow_size(JpegImageFile)),
     _Format(b"\x89PNG\r\n\x1a\n", _pillow_size(PngImageFile)),
     _Format(b"RIFF", _webp_size, infix=b"WEBP"),
-    _Format(b"GIF87a", _pillow_size(GifImageFile)),
-    _Format(b"GIF89a", _pillow_size(GifImageFile)),
+    _Format(b"GIF87a", _gif_size),
+    _Format(b"GIF89a", _gif_size),
     _Format(b"BM", _pillow_size(BmpImageFile)),
 )

@@ -17,17 +17,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from m3_backend.errors import InvalidRequestError, InvalidScaleError, ServiceError
+from m3_backend.errors import InvalidRequestError, InvalidScaleError
 from m3_backend.scales import ScaleLadder
 from predictor.selection import select
-from router.errors import Code
+from router.errors import Code, UnknownModelError
 from router.schemas import Detail, M3Options
 
 AUTO_MODEL = "m3-auto"
 MODEL_PREFIX = "m3-"
 
-# `detail` in OpenAI's API buys about 16 times fewer or all tokens; the same proportions hold here.
-DETAIL_LOW_SHARE = 1 / 16  # of the finest scale's tokens, at most: 36 of 576
+# What `detail` means on any ladder, as a share of the finest scale's tokens.
+DETAIL_LOW_SHARE = 1 / 16  # at most: 36 of 576
 DETAIL_HIGH_SHARE = 1 / 4  # at least: 144 of 576
 
 
@@ -53,9 +53,7 @@ class Note(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the caller allows. Scales are on the ladder; a forced `scale` excludes all other
-    limits.
-    """
+    """What the caller allows, on the model's ladder. A forced `scale` excludes all other limits."""
 
     max_regret: float
     scale: int | None = None
@@ -121,7 +119,7 @@ def limits_of(
     Raises:
         InvalidScaleError: a scale that is not on the ladder.
         InvalidRequestError: `conflicting_limits`.
-        ServiceError: `model_not_found` (404).
+        UnknownModelError: `model_not_found` (404).
     """
     named = _named_scale(model, ladder)
     for field in ("scale", "min_scale", "max_scale"):
@@ -162,13 +160,7 @@ def _named_scale(model: str, ladder: ScaleLadder) -> int | None:
     suffix = model.removeprefix(MODEL_PREFIX)
     if suffix != model and suffix.isascii() and suffix.isdigit():
         raise InvalidScaleError(suffix, ladder.scales, param="model")
-    names = ", ".join(model_names(ladder))
-    raise ServiceError(
-        f"There is no model {model!r}; use one of {names}.",
-        status=404,
-        code=Code.MODEL_NOT_FOUND,
-        param="model",
-    )
+    raise UnknownModelError(model, model_names(ladder))
 
 
 def _conflict(message: str, param: str) -> InvalidRequestError:
@@ -186,8 +178,7 @@ def decide(
 
     Args:
         threshold: the shortfall certified for a regret bound. It is asked for `max_regret` ÷ number
-            of
-            images: by the union bound, the request then keeps `max_regret` as a whole.
+            of images: by the union bound, the request then keeps `max_regret` as a whole.
         cost_ms: estimated replica milliseconds to the first token of the request, given the image
             tokens of all images together. Must not decrease.
     """

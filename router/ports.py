@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from predictor.predictor import Prediction
-
 from m3_backend.messages import Event, GenerationRequest, ImageInput, ModelInfo
+from predictor.predictor import Prediction
 
 
 class PredictorPort(Protocol):
@@ -22,14 +21,14 @@ class PredictorPort(Protocol):
         """Names the artefact in headers and records."""
 
     def predict(self, image: ImageInput, question: str, salt: str = "") -> Prediction:
-        """Raises InvalidImageError for bytes that do not decode. CPU work: call it off the event
-        loop.
+        """CPU work: call it off the event loop.
+
+        Raises:
+            InvalidImageError: the image's bytes do not decode.
         """
 
     def threshold(self, max_regret: float) -> float | None:
-        """The shortfall certified for a regret bound, or None where only the finest scale
-        qualifies.
-        """
+        """The shortfall certified for a regret bound; None where only the finest scale is."""
 
 
 class BackendPort(Protocol):

@@ -218,8 +218,7 @@ class Timings(BaseModel):
 
 
 class Explanation(BaseModel):
-    """The decision as the `m3` object and the `x-m3-*` headers tell it. Lists follow the images'
-    order.
+    """The decision as the `m3` object and the `x-m3-*` headers tell it; lists go by image.
 
     Args:
         p_sufficient: 1 − predicted shortfall of the chosen scale; None without a predictor.
@@ -286,9 +285,7 @@ class ChunkChoice(BaseModel):
 
 
 class ChatCompletionChunk(BaseModel):
-    """One SSE event. The chunk with the finish reason carries `m3`; the usage chunk has no
-    choices.
-    """
+    """One SSE event. The finish reason comes with `m3`, the usage without choices."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -300,9 +297,7 @@ class ChatCompletionChunk(BaseModel):
 
 
 class ScaleOption(BaseModel):
-    """One scale that was weighed for an image; `cost_ms` is the whole request's, others as
-    chosen.
-    """
+    """One scale weighed for an image; `cost_ms` is the request's with other images as chosen."""
 
     scale: int
     image_tokens: int

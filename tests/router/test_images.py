@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import struct
 from io import BytesIO
 
 import pytest
@@ -48,8 +49,9 @@ def animated(kind: str) -> bytes:
         picture("WEBP", lossless=True),
         animated("GIF"),
         animated("WEBP"),
+        picture("GIF", comment=b"x" * 300),
     ],
-    ids=["png", "jpeg", "progressive", "bmp", "gif", "webp", "vp8l", "gif-frames", "webp-frames"],
+    ids=("png jpeg progressive bmp gif webp vp8l gif-frames webp-frames gif-comment".split()),
 )
 def test_accepted_formats(data: bytes) -> None:
     image = read(data)
@@ -104,6 +106,21 @@ def test_a_webp_canvas_is_judged_before_it_is_allocated() -> None:
     vp8x = bytes(4) + (16_382).to_bytes(3, "little") * 2
     data = b"WEBPVP8X" + len(vp8x).to_bytes(4, "little") + vp8x
     assert code_of(data_url(b"RIFF" + len(data).to_bytes(4, "little") + data)) == "image_too_large"
+
+
+def test_a_gif_frame_is_judged_before_it_is_allocated() -> None:
+    screen = struct.pack("<6sHHBBB", b"GIF89a", 1, 1, 0, 0, 0)
+    control = b"\x21\xf9\x04\x08\0\0\0\0"  # dispose of the frame after showing it
+    frame = struct.pack("<BHHHHB", 0x2C, 0, 0, 13_000, 13_000, 0)
+    assert code_of(data_url(screen + control + frame)) == "image_too_large"
+
+
+def test_a_gif_frame_may_be_larger_than_its_screen() -> None:
+    data = bytearray(picture("GIF"))
+    data[6:10] = struct.pack("<HH", 5, 50)
+    image = read(bytes(data))
+    with Image.open(BytesIO(data)) as shown:
+        assert (image.width, image.height) == shown.size == (40, 50)
 
 
 def test_byte_limit_is_exact() -> None:

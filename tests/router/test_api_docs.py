@@ -1,0 +1,90 @@
+"""docs/api.md says what the code does: nothing is missing, nothing is made up."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fastapi.routing import APIRoute
+from prometheus_client import Counter
+
+from m3_backend import errors as backend_errors
+from m3_backend.errors import CheckpointError, ServiceError
+from router.errors import Code
+from router.explain import REQUEST_ID_HEADER
+from router.policy import Note, Reason
+from router.schemas import ChatRequest, Explanation, M3Options, ScaleOption, Timings
+from router.telemetry import Telemetry
+from tests.fakes import FakeBackend
+from tests.router.support import app_of
+
+ROOT = Path(__file__).parents[2]
+DOCS = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+def table(head: str) -> set[str]:
+    """Every `word` in the first column of the table that begins with `head`."""
+    _, _, after = DOCS.partition(f"| {head} |")
+    rows = after.split("\n\n")[0].splitlines()[2:]
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+
+
+def sources(*folders: str) -> str:
+    files = [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
+
+
+def test_error_codes() -> None:
+    kinds = [k for k in vars(backend_errors).values() if isinstance(k, type)]
+    defaults = {k.default_code for k in kinds if issubclass(k, ServiceError)}
+    defaults.remove(
+        CheckpointError.default_code
+    )  # stops a replica from starting; no client sees it
+    handle = (ROOT / "deploy" / "backend.py").read_text(encoding="utf-8")
+    literal = set(re.findall(r'code="(\w+)"', handle + sources("router", "m3_backend")))
+    assert table("code") == {code.value for code in Code} | defaults | literal
+
+
+def test_headers() -> None:
+    produced = set(re.findall(r'"(x-m3-[a-z-]+)"', sources("router")))
+    assert REQUEST_ID_HEADER in produced
+    assert table("header") == produced
+
+
+def test_decision_fields() -> None:
+    rows = DOCS.partition("| header |")[2].split("\n\n")[0].splitlines()[2:]
+    fields = {row.split("|")[2].strip(" `") for row in rows}
+    assert fields == set(Explanation.model_fields)
+    assert all(f"`{name}`" in DOCS for name in Timings.model_fields)
+
+
+def test_request_fields() -> None:
+    named = table("field")
+    assert {name.split(".")[0] for name in named} - {"image_url"} == (set(ChatRequest.model_fields))
+    assert table("field of `m3`") == set(M3Options.model_fields)
+
+
+def test_route_fields() -> None:
+    assert all(f"`{name}`" in DOCS for name in ScaleOption.model_fields)
+
+
+def test_reasons_and_notes() -> None:
+    assert table("reason") == {reason.value for reason in Reason}
+    assert all(f"`{note.value}`" in DOCS for note in Note)
+
+
+def test_endpoints() -> None:
+    routes = [route for route in app_of(FakeBackend()).routes if isinstance(route, APIRoute)]
+    written = {f"{method} {route.path}" for route in routes for method in route.methods}
+    assert table("method and path") == written | {"GET /openapi.json"}
+
+
+def test_metrics() -> None:
+    metrics = vars(Telemetry()).values()
+    names = {
+        f"{m._name}_total" if isinstance(m, Counter) else m._name
+        for m in metrics
+        if hasattr(m, "_name")
+    }
+    assert len(names) == 9
+    assert table("metric") == names
