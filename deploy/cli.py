@@ -140,6 +140,8 @@ def serve(
     machine and stops all of it again. Otherwise it deploys to the named Ray cluster.
     """
     from deploy.local import serve_until_stopped  # noqa: PLC0415
+    from deploy.predictors import find_artifact  # noqa: PLC0415
+    from predictor.predictor import Predictor  # noqa: PLC0415
 
     settings = configuration(
         config,
@@ -149,6 +151,9 @@ def serve(
         model__checkpoint=checkpoint,
         predictor=predictor,
     )
+    folder = find_artifact(settings)
+    if settings.ray.address == "local" and folder is not None:
+        Predictor.load(folder)  # every ingress replica does; a broken one should not take that long
     note(f"Starting m3-router with {settings.model.checkpoint} ...")
     serve_until_stopped(settings, say=lambda line: print(line, flush=True), verbose=verbose)
 

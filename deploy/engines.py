@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from m3_backend.engine import Engine, TorchEngine
-
 from deploy.config import Config
+from m3_backend.engine import Engine, EngineSettings, TorchEngine
 from m3_backend.feature_cache import FeatureCache
 from m3_backend.messages import Event, GenerationRequest, ModelInfo
 
@@ -41,8 +40,10 @@ def open_engine(config: Config, *, replica: str) -> TorchEngine:
         dtype=config.model.dtype,
         device=config.model.device,
         cache=cache,
-        max_batch=config.model.max_batch,
-        max_context=config.model.max_context,
-        threads=config.threads,
-        replica=replica,
+        settings=EngineSettings(
+            max_batch=config.model.max_batch,
+            max_context=config.model.max_context,
+            threads=config.threads,
+            replica=replica,
+        ),
     )

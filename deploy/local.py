@@ -6,9 +6,12 @@ folder of this user's own, which goes when they do.
 
 from __future__ import annotations
 
+import json
 import logging
+import mimetypes
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -24,6 +27,7 @@ from deploy.redis_server import PrivateRedis, RedisStartError, find_server
 
 # Ray's sockets lie some 70 characters deeper, and a socket's path has at most 107.
 LONGEST_TEMP = 24
+EXAMPLES = Path(__file__).parents[1] / "examples"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Say = Callable[[str], None]
@@ -212,5 +216,22 @@ m3-router is ready at {url} with {config.model.checkpoint}. Stop it with Ctrl-C.
 
 
 def curl_request(url: str) -> str:
-    """A request for a POSIX shell with curl, about an example picture."""
-    return ""
+    """A request about an example picture, for a POSIX shell with curl."""
+    picture, question = example()
+    text = json.dumps({"type": "text", "text": question})
+    kind = mimetypes.guess_type(picture)[0]
+    data = f"data:{kind};base64,$(base64 < {shlex.quote(picture)} | tr -d '\\n')"
+    return f"""curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d @- <<JSON
+{{"model": "m3-auto", "messages": [{{"role": "user", "content": [{text},
+  {{"type": "image_url", "image_url": {{"url": "{data}"}}}}]}}]}}
+JSON"""
+
+
+def example() -> tuple[str, str]:
+    """A picture, as one would type its path here, and a question about it."""
+    listing = EXAMPLES / "questions.jsonl"
+    if not listing.is_file():  # installed without the repository
+        return "photo.jpg", "What is in the picture?"
+    with listing.open(encoding="utf-8") as lines:
+        first = json.loads(next(lines))
+    return os.path.relpath(EXAMPLES / first["image"]), first["question"]

@@ -1,0 +1,83 @@
+"""What the builder asks of Ray Serve, read from the application it builds. Nothing is started."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve.deployment import Application, Deployment
+from ray.serve.schema import ServeDeploySchema
+
+from deploy.app import APP_NAME, ServeArgs, build
+from deploy.config import PACKAGED, ConfigError, load
+
+
+def deployments(application: Application) -> Mapping[str, Deployment]:
+    ingress = application._bound_deployment
+    model = ingress.init_args[1]._bound_deployment
+    return {deployment.name: deployment for deployment in (ingress, model)}
+
+
+def test_local_is_one_of_each_without_a_gpu() -> None:
+    built = deployments(build(ServeArgs()))
+    assert set(built) == {"Ingress", "M3Replica"}
+    assert {d.num_replicas for d in built.values()} == {1}
+    assert not built["M3Replica"].ray_actor_options.get("num_gpus")
+
+
+def test_gpu_replicas_take_a_gpu_each_and_scale() -> None:
+    config = load("gpu.yaml")
+    built = deployments(build(ServeArgs(config="gpu.yaml")))
+    model, scaling = built["M3Replica"], config.serve.replica.autoscaling
+    assert scaling is not None
+    assert model.ray_actor_options["num_gpus"] == 1
+    autoscaling = model._deployment_config.autoscaling_config
+    assert (autoscaling.min_replicas, autoscaling.max_replicas) == (
+        scaling.min_replicas,
+        scaling.max_replicas,
+    )
+    assert autoscaling.get_target_ongoing_requests() == config.model.max_batch
+    assert built["Ingress"].num_replicas == config.serve.ingress.replicas
+
+
+def test_a_replica_gets_one_batch_to_run_and_one_to_wait() -> None:
+    model = deployments(build(ServeArgs(config=load("local.yaml", {"model.max_batch": 8}))))
+    assert model["M3Replica"].max_ongoing_requests == 16
+    named = load("local.yaml", {"serve.replica.max_ongoing_requests": 5})
+    assert deployments(build(ServeArgs(config=named)))["M3Replica"].max_ongoing_requests == 5
+
+
+def test_serve_run_passes_its_arguments_typed() -> None:
+    """`serve run deploy.app:build config=...` goes through this very function."""
+    application = call_user_app_builder_with_args_if_necessary(build, {"config": "gpu.yaml"})
+    assert deployments(application)["Ingress"].num_replicas == 2
+    with pytest.raises(ValidationError, match="confg"):
+        call_user_app_builder_with_args_if_necessary(build, {"confg": "gpu.yaml"})
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        call_user_app_builder_with_args_if_necessary(build, {"config": "nowhere.yaml"})
+
+
+def test_nobody_starts_a_private_redis_for_the_builder(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "m3_router.deploy"):
+        build(ServeArgs(config=load("local.yaml", {"cache.redis": "none"})))
+        assert not caplog.records
+        build(ServeArgs())
+    assert "cache.redis is 'private'" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["local", "gpu"])
+def test_serve_config_files_say_the_same_as_ours(name: str) -> None:
+    content = yaml.safe_load((PACKAGED / f"serve-{name}.yaml").read_text())
+    schema = ServeDeploySchema.model_validate(content)
+    [application] = schema.applications
+    config = load(application.args["config"])
+    assert application.import_path == "deploy.app:build"
+    assert application.name == APP_NAME
+    assert (schema.http_options.host, schema.http_options.port) == (
+        config.serve.host,
+        config.serve.port,
+    )

@@ -1,0 +1,101 @@
+"""One configuration file: defaults, changes, and errors that name the key."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy.config import PACKAGED, Config, ConfigError, load
+
+
+def test_the_shipped_local_file_is_the_defaults() -> None:
+    assert load("local.yaml") == Config()
+
+
+def test_the_shipped_gpu_file_is_for_a_cluster() -> None:
+    config = load("gpu.yaml")
+    assert config.model.checkpoint == "mucai/llava-v1.5-7b-m3"
+    assert config.model.dtype == "bfloat16"
+    assert config.serve.replica.num_gpus == 1
+    assert config.serve.replica.autoscaling is not None
+    assert config.serve.ingress.replicas > 1
+    assert config.redis_url is not None
+    assert config.ray.address != "local"
+
+
+def test_every_comment_in_local_yaml_is_about_a_real_key() -> None:
+    """The file spells defaults out for its readers, so what it spells out must be there."""
+    content = yaml.safe_load((PACKAGED / "local.yaml").read_text())
+    assert set(content) == set(Config.model_fields)
+
+
+def test_changes_win_over_the_file_and_leave_the_rest(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("serve: {port: 9000, replica: {replicas: 3}}\ncache: {memory: 1GiB}")
+    config = load(file, {"serve.port": 9001, "predictor": "none"})
+    assert (config.serve.port, config.serve.replica.replicas) == (9001, 3)
+    assert config.cache.memory == 2**30
+    assert config.predictor == "none"
+    assert config.with_changes({"serve.replica.num_gpus": 1}).serve.replica.replicas == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("serve: {prot: 1}", "serve.prot: unknown key; did you mean port?"),
+        ("serve: {ingress: {colour: 1}}", "serve.ingress.colour: unknown key; known keys are max_"),
+        ("router: {images: {max_pixel: 1}}", "images.max_pixel: unknown key; did you mean max_pix"),
+        ("model: {max_batch: many}", "model.max_batch: Input should be a valid integer"),
+        ("serve: {port: 70000}", "serve.port: "),
+        ("cache: {memory: lots}", "cache.memory: "),
+        (
+            "serve: {replica: {autoscaling: {min_replicas: 3, max_replicas: 2}}}",
+            "serve.replica.autoscaling: ",
+        ),
+        ("serve: [", "not valid YAML"),
+        ("- a\n- list", "expected sections"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_the_key_and_the_remedy(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"^\S*wrong\.yaml: ") as caught:
+        load(file)
+    assert message in str(caught.value)
+
+
+def test_every_error_of_a_file_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("a: 1\nserve: {b: 2}")
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_missing_file_names_the_shipped_ones() -> None:
+    with pytest.raises(ConfigError, match=r"Give a path or one of gpu\.yaml, local\.yaml"):
+        load("nowhere.yaml")
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "empty.yaml"
+    file.write_text("# nothing\n")
+    assert load(file) == Config()
+
+
+def test_threads_follow_the_reserved_cpus() -> None:
+    changes = {"serve.replica.num_cpus": 4}
+    assert load("local.yaml", changes).threads == 4
+    assert load("local.yaml", {**changes, "model.threads": 2}).threads == 2
+    assert load("local.yaml", {"serve.replica.num_cpus": 0.5}).threads == 1
+
+
+def test_it_travels_to_replicas_and_keeps_its_secret_out_of_logs() -> None:
+    config = load("local.yaml", {"cache.secret": "hunter2"})
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert "hunter2" not in repr(config)

@@ -1,0 +1,78 @@
+"""Replica statistics among the ingress's metrics, through a real ASGI app."""
+
+from __future__ import annotations
+
+import httpx
+from prometheus_client import CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from deploy.metrics import AskReplicasFirst, ReplicaMetrics
+from m3_backend.stats import CacheStats, EngineStats
+
+
+def stats(encodes: int) -> EngineStats:
+    cache = CacheStats(
+        memory_hits=5,
+        redis_hits=2,
+        misses=4,
+        encodes=encodes,
+        redis_errors=1,
+        redis_rejected=0,
+        breaker="open",
+        entries=3,
+        bytes=4096,
+    )
+    return EngineStats(running=2, waiting=1, outstanding_tokens=700, slots=16, cache=cache)
+
+
+def client_of(replicas: ReplicaMetrics, ask: object) -> httpx.AsyncClient:
+    registry = CollectorRegistry()
+    registry.register(replicas)
+    app = Starlette(
+        routes=[
+            Route(path, lambda _: PlainTextResponse(generate_latest(registry)))
+            for path in ("/metrics", "/other")
+        ]
+    )
+    app.add_middleware(AskReplicasFirst, metrics=replicas, ask=ask)
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+async def test_a_scrape_shows_what_every_replica_counts_now() -> None:
+    encodes = 0
+
+    async def ask() -> dict[str, EngineStats]:
+        nonlocal encodes
+        encodes += 1
+        return {"one": stats(encodes), "two": stats(10 * encodes)}
+
+    async with client_of(ReplicaMetrics(), ask) as client:
+        await client.get("/metrics")
+        text = (await client.get("/metrics")).text
+    assert 'm3_vision_encodings_total{replica="one"} 2.0' in text
+    assert 'm3_vision_encodings_total{replica="two"} 20.0' in text
+    assert 'm3_replica_outstanding_tokens{replica="one"} 700.0' in text
+    assert 'm3_redis_breaker_open{replica="one"} 1.0' in text
+
+
+async def test_only_scrapes_ask_the_replicas() -> None:
+    async def ask() -> dict[str, EngineStats]:
+        raise AssertionError("asked")
+
+    async with client_of(ReplicaMetrics(), ask) as client:
+        assert (await client.get("/other")).status_code == 200
+
+
+async def test_replicas_that_do_not_answer_leave_the_last_figures_standing() -> None:
+    replicas = ReplicaMetrics()
+    replicas.latest = {"one": stats(7)}
+
+    async def ask() -> dict[str, EngineStats]:
+        raise ConnectionError
+
+    async with client_of(replicas, ask) as client:
+        answer = await client.get("/metrics")
+    assert answer.status_code == 200
+    assert 'm3_vision_encodings_total{replica="one"} 7.0' in answer.text
