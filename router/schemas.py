@@ -225,7 +225,7 @@ class Explanation(BaseModel):
         max_regret: the bound in force; None where the caller's own limits void it.
         predictor: version of the predictor; None where there is none.
         cost_ms: estimated replica time to the first token, features not cached.
-        routing_ms: measured time from the request's arrival to its hand-over to a replica.
+        routing_ms: measured time from the request's last byte to its hand-over to a replica.
         cache: where the features came from; None before a replica has started.
         degraded: parts that were down and done without.
         notes: what else the caller should know, as stable words.

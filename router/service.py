@@ -131,10 +131,11 @@ class RoutingService:
         """
         info = await self._backend.info()
         loop = asyncio.get_running_loop()
+        began_s = trace.elapsed_s()
         plan = await loop.run_in_executor(self._threads, self._plan, body, info)
         trace.stream = bool(plan.chat.stream)
         trace.decision, trace.predictor = plan.decision, plan.predictor
-        trace.routing_s = trace.elapsed_s()
+        trace.routing_s = trace.elapsed_s() - began_s
         return plan
 
     def close(self) -> None:
