@@ -67,9 +67,11 @@ class FakePredictor:
         self._by_question = p_by_question or {}
         self._thresholds = thresholds
         self.asked: list[tuple[str, str, str]] = []
+        self.threads: set[int] = set()
 
     def predict(self, image: ImageInput, question: str, salt: str = "") -> Prediction:
         self.asked.append((image.digest, question, salt))
+        self.threads.add(threading.get_ident())
         decode(image)
         p = self._by_question.get(question, self._p_success)
         return Prediction(p_success=tuple(p), features=None)

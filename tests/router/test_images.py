@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m3_backend.errors import ServiceError
-from m3_backend.messages import digest_of
+from m3_backend.messages import ImageInput, digest_of
 from router.config import ImageLimits
 from router.images import read_image
 from tests.router.support import data_url, picture, png_header
@@ -18,7 +18,7 @@ from tests.router.support import data_url, picture, png_header
 LIMITS = ImageLimits()
 
 
-def read(data: bytes, limits: ImageLimits = LIMITS):
+def read(data: bytes, limits: ImageLimits = LIMITS) -> ImageInput:
     return read_image(data_url(data), limits, "image")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -72,6 +73,13 @@ async def test_every_image_is_predicted_for_the_last_question_under_the_salt() -
     body = encoded(image_part(first), image_part(second), QUESTION, m3={"cache_salt": "s"})
     await service(FakeBackend(), predictor).handle(body, Trace("id"))
     assert predictor.asked == [(digest_of(data), QUESTION, "s") for data in (first, second)]
+
+
+async def test_prediction_does_not_block_the_event_loop() -> None:
+    predictor = FakePredictor()
+    await service(FakeBackend(), predictor).plan(encoded(), Trace("id"))
+    assert predictor.threads
+    assert threading.get_ident() not in predictor.threads
 
 
 async def test_planning_runs_no_model() -> None:
