@@ -75,7 +75,7 @@ def test_reasons_and_notes() -> None:
 
 def test_endpoints() -> None:
     routes = [route for route in app_of(FakeBackend()).routes if isinstance(route, APIRoute)]
-    written = {f"{method} {route.path}" for route in routes for method in route.methods}
+    written = {f"{method} {route.path}" for route in routes for method in route.methods or ()}
     assert table("method and path") == written | {"GET /openapi.json"}
 
 
