@@ -6,7 +6,7 @@ arrays.npz       calibration, inverse document frequencies, query directions
 vocabulary.json  the n-grams, in the order of the arrays' rows
 
 The version is the start of that one hash, so equal versions are equal predictors. The date stands
-beside the hashed content: training twice on the same data with the same seed gives the same version.
+beside the hashed content: the same data and seed give the same version.
 """
 
 from __future__ import annotations

@@ -173,3 +173,14 @@ def _bernoulli_divergence(a: float, b: float) -> float:
     heads = a * np.log(a / b) if a > 0 else 0.0
     tails = (1 - a) * np.log((1 - a) / (1 - b)) if a < 1 else 0.0
     return float(heads + tails)
+
+
+def expected_calibration_error(
+    p_success: NDArray[np.float64], success: NDArray[np.bool_], bins: int = 15
+) -> float:
+    """Mean distance between predicted and observed success over bins of equal count."""
+    order = np.argsort(p_success, axis=None, kind="stable")
+    predicted, observed = p_success.ravel()[order], success.ravel()[order].astype(np.float64)
+    parts = zip(np.array_split(predicted, bins), np.array_split(observed, bins), strict=True)
+    distances = [abs(p.mean() - y.mean()) * len(p) for p, y in parts if len(p)]
+    return float(sum(distances) / len(predicted))

@@ -48,8 +48,15 @@ class FeatureVector:
 @cache
 def image_names() -> tuple[str, ...]:
     """Names of the image features, in order."""
-    luma, half = np.zeros((2, 2), np.float32), np.zeros((3, 1, 1), np.float32)
-    return tuple(image_features.describe(image_features.View(luma, half, 1, 1, 1)))
+    side = image_features.MODEL_SIDE
+    blank = image_features.View(
+        luma=np.zeros((side, side), np.float32),
+        half=np.zeros((3, side // 2, side // 2), np.float32),
+        width=side,
+        height=side,
+        size_bytes=1,
+    )
+    return tuple(image_features.describe(blank))
 
 
 @cache

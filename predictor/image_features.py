@@ -173,10 +173,10 @@ def _residuals(name: str, planes: _Plane) -> dict[str, float]:
         held = pixels > 0
         spread = np.sort(np.sqrt(energy[held] / pixels[held]))
         features[f"{name}.lost_{grid}"] = float(np.sqrt(energy.sum() / pixels.sum()))
+        features[f"{name}.lost_{grid}_max"] = float(spread[-1])
         if grid > 1:  # a single cell has no distribution
             features[f"{name}.lost_{grid}_q75"] = _quantile(spread, 0.75)
             features[f"{name}.lost_{grid}_q95"] = _quantile(spread, 0.95)
-            features[f"{name}.lost_{grid}_max"] = float(spread[-1])
     return features
 
 

@@ -39,8 +39,8 @@ SCHEMA = pa.schema(
         pa.field("question", pa.string(), nullable=False),
         pa.field("scale", pa.int32(), nullable=False),
         pa.field("answer", pa.string(), nullable=False),
-        pa.field("correct", pa.float32()),
-        pa.field("agrees", pa.float32()),
+        pa.field("correct", pa.float64()),
+        pa.field("agrees", pa.float64()),
         pa.field("reference_logprob", pa.float32()),
         pa.field("image_tokens", pa.int32(), nullable=False),
         pa.field("ms", pa.float32(), nullable=False),
@@ -198,7 +198,7 @@ class OutcomeTable:
         for column in (self.sample, self.image, self.group, self.split, self.question):
             digest.update("\0".join(column[order]).encode() + b"\1")
         for shares in (self.correct, self.agrees):
-            digest.update(np.ascontiguousarray(shares[order], dtype="<f4").tobytes())
+            digest.update(np.ascontiguousarray(shares[order], dtype="<f8").tobytes())
         return digest.hexdigest()
 
 

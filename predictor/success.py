@@ -39,6 +39,7 @@ _PARAMETERS = {
     "bagging_fraction": 0.8,
     "bagging_freq": 1,
     "lambda_l2": 5.0,
+    "num_threads": 1,  # seconds on one core; on shared ones threads wait for each other
     "deterministic": True,
     "force_col_wise": True,
     "verbosity": -1,

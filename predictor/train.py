@@ -1,0 +1,137 @@
+"""Outcomes in, artefact out: learn on some pictures, calibrate and certify on others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from predictor import artifact as artifacts
+from predictor.artifact import Artifact
+from predictor.calibration import BetaCalibration, certify, expected_calibration_error
+from predictor.errors import OutcomesError
+from predictor.features import extract, feature_names
+from predictor.image_table import ImageTable, open_images
+from predictor.query_features import QueryProjection
+from predictor.records import OutcomeTable, Split, Target, read_outcomes
+from predictor.success import fit_success
+
+Progress = Callable[[str, int, int], None]
+
+_FEWEST_IMAGES = 20
+
+
+def train(
+    outcomes: Path,
+    images: Path,
+    out: Path,
+    *,
+    target: Target = "agreement",
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total: None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> str:
+    """Train a predictor and write its artefact.
+
+    Args:
+        outcomes: table written by `label`.
+        images: the table of image features beside it, or the folder of its pictures.
+        out: folder to write; an artefact already there is replaced.
+        target: what success means.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The artefact's version.
+
+    Raises:
+        OutcomesError: a table that cannot be used, or a split with too few pictures.
+    """
+    table = read_outcomes(outcomes)
+    features = open_images(
+        images, table.image.tolist(), lambda done, total: progress("image features", done, total)
+    )
+    artifact = fit(table, features, target=target, seed=seed, progress=progress)
+    return artifacts.save(artifact, out, clock().isoformat(timespec="seconds"))
+
+
+def fit(
+    table: OutcomeTable,
+    images: ImageTable,
+    *,
+    target: Target,
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total: None,
+) -> Artifact:
+    """Train on outcomes in memory. The same table and seed give the same artefact."""
+    train_part = _part(table, "train")
+    calibrate_part = _part(table, "calibrate")
+    threshold_part = _part(table, "threshold")
+    projection = QueryProjection.fit(train_part.question.tolist(), seed=seed)
+    model = fit_success(
+        design_matrix(train_part, images, projection),
+        train_part.success(target),
+        train_part.image,
+        feature_names(projection.size),
+        table.source.ladder,
+        seed=seed,
+        progress=lambda done, total: progress("trees", done, total),
+    )
+
+    progress("calibration", 0, 2)
+    raw = model.predict(design_matrix(calibrate_part, images, projection))
+    calibration = BetaCalibration.fit(raw, calibrate_part.success(target))
+    progress("calibration", 1, 2)
+    held_out = calibration.apply(model.predict(design_matrix(threshold_part, images, projection)))
+    success = threshold_part.success(target)
+    costs = threshold_part.image_tokens.mean(axis=0).tolist()
+    thresholds = certify(held_out, success, threshold_part.image, costs)
+    progress("calibration", 2, 2)
+    return Artifact(
+        source=table.source,
+        target=target,
+        projection=projection,
+        model=model,
+        calibration=calibration,
+        thresholds=thresholds,
+        outcomes=table.content_hash(),
+        metrics={
+            "train_samples": float(len(train_part)),
+            "calibrate_samples": float(len(calibrate_part)),
+            "threshold_samples": float(len(threshold_part)),
+            "trees": float(model.booster.num_trees()),
+            "log_loss": log_loss(held_out, success),
+            "calibration_error": expected_calibration_error(held_out, success),
+        },
+    )
+
+
+def design_matrix(
+    table: OutcomeTable, images: ImageTable, projection: QueryProjection
+) -> NDArray[np.float32]:
+    """N×F features of the samples of a table, row by row what serving computes."""
+    rows = images.rows(table.image)
+    vectors = [
+        extract(row, question, projection).values
+        for row, question in zip(rows, table.question, strict=True)
+    ]
+    return np.stack(vectors)
+
+
+def log_loss(p_success: NDArray[np.float64], success: NDArray[np.bool_]) -> float:
+    """Mean negative log-likelihood in nats."""
+    likelihood = np.where(success, p_success, 1 - p_success)
+    return float(-np.log(np.maximum(likelihood, 1e-12)).mean())
+
+
+def _part(table: OutcomeTable, split: Split) -> OutcomeTable:
+    part = table.part(split)
+    count = len(set(part.image))
+    if count < _FEWEST_IMAGES:
+        raise OutcomesError(
+            f"The split {split!r} has {count} pictures, at least {_FEWEST_IMAGES} are needed; "
+            "label more, or assign splits again."
+        )
+    return part

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m3_backend.messages import digest_of
+from predictor import artifact as artifacts
+from predictor import features
+from predictor.artifact import Artifact
+from predictor.errors import ArtifactError
+from predictor.image_table import ImageTable
+from predictor.records import OutcomeTable
+from predictor.train import design_matrix, fit
+
+FILES = ("manifest.json", "model.txt", "arrays.npz", "vocabulary.json")
+DAY = "2026-01-01T00:00:00+00:00"
+
+
+def edit_manifest(folder: Path, **content: object) -> None:
+    """Change the content and make its hash right again, as another release would write it."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["content"] |= content
+    manifest["sha256"] = artifacts._digest_of(manifest["content"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_what_is_saved_predicts_the_same(
+    artifact: Artifact, outcomes: OutcomeTable, images: ImageTable, tmp_path: Path
+) -> None:
+    version = artifacts.save(artifact, tmp_path / "p", DAY)
+    loaded, found = artifacts.load(tmp_path / "p")
+
+    assert found == version
+    assert (loaded.source, loaded.target, loaded.metrics) == (
+        *(artifact.source, artifact.target),
+        artifact.metrics,
+    )
+    assert loaded.thresholds == artifact.thresholds
+    few = outcomes.take(np.arange(50))
+    p = [
+        each.calibration.apply(each.model.predict(design_matrix(few, images, each.projection)))
+        for each in (artifact, loaded)
+    ]
+    assert p[0].tolist() == p[1].tolist()
+
+
+def test_same_data_and_seed_same_bytes_whatever_the_day(
+    outcomes: OutcomeTable, images: ImageTable, tmp_path: Path
+) -> None:
+    few = outcomes.take(np.isin(outcomes.image, np.unique(outcomes.image)[:200]))
+    versions = [
+        artifacts.save(fit(few, images, target="agreement", seed=seed), tmp_path / name, day)
+        for name, seed, day in (("a", 1, DAY), ("b", 1, "2027-05-05T00:00:00+00:00"), ("c", 2, DAY))
+    ]
+    assert versions[0] == versions[1] != versions[2]
+    for name in FILES[1:]:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_saving_replaces_what_was_there(artifact: Artifact, tmp_path: Path) -> None:
+    artifacts.save(artifact, tmp_path / "p", DAY)
+    (tmp_path / "p" / "stale").touch()
+    artifacts.save(artifact, tmp_path / "p", DAY)
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == sorted(FILES)
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_refused(artifact: Artifact, tmp_path: Path, name: str) -> None:
+    artifacts.save(artifact, tmp_path / "p", DAY)
+    (tmp_path / "p" / name).unlink()
+    with pytest.raises(ArtifactError, match=name):
+        artifacts.load(tmp_path / "p")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_altered_file_is_refused(artifact: Artifact, tmp_path: Path, name: str) -> None:
+    artifacts.save(artifact, tmp_path / "p", DAY)
+    data = bytearray((tmp_path / "p" / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "p" / name).write_bytes(bytes(data))
+    with pytest.raises(ArtifactError, match=name):
+        artifacts.load(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"format": 99}, "format 99"),
+        ({"features": {"version": "image-0", "names": []}}, "features image-0"),
+        (
+            {"features": {"version": features.VERSION, "names": ["a"]}},
+            "not a complete predictor",
+        ),
+        ({"ladder": {"scales": [1, 100], "grid_side": 24}}, "not a complete predictor"),
+        ({"ladder": {"scales": [1, 576], "grid_side": 24}}, "not a complete predictor"),
+        ({"target": "luck"}, "not a complete predictor"),
+        ({"thresholds": None}, "not a complete predictor"),
+    ],
+)
+def test_another_releases_artefact_is_refused(
+    artifact: Artifact, tmp_path: Path, content: dict[str, object], message: str
+) -> None:
+    artifacts.save(artifact, tmp_path / "p", DAY)
+    edit_manifest(tmp_path / "p", **content)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        artifacts.load(tmp_path / "p")
+    assert caught.value.code == "invalid_artifact"
+
+
+def test_no_array_may_hold_python_objects(artifact: Artifact, tmp_path: Path) -> None:
+    artifacts.save(artifact, tmp_path / "p", DAY)
+    objects = np.array([{"a": 1}], dtype=object)
+    np.savez(tmp_path / "p" / "arrays.npz", calibration=objects, idf=objects, directions=objects)
+    content = json.loads((tmp_path / "p" / "manifest.json").read_text())["content"]
+    hashes = content["files"] | {
+        "arrays.npz": digest_of((tmp_path / "p" / "arrays.npz").read_bytes())
+    }
+    edit_manifest(tmp_path / "p", files=hashes)
+    with pytest.raises(ArtifactError, match="not a complete predictor"):
+        artifacts.load(tmp_path / "p")
