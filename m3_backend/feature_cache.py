@@ -88,7 +88,7 @@ class FeatureCache:
         ttl_s: seconds an entry lives in Redis.
         timeout_s: longest wait for Redis, whatever encoding would take.
         stall_s: shortest wait, so that a busy machine is not taken for a broken Redis.
-        secret: up to 64 bytes; signs the values if others can write to that Redis.
+        secret: signs the values, for a Redis that others can write to.
         clock: seconds, monotonic.
     """
 
@@ -105,7 +105,7 @@ class FeatureCache:
     ) -> None:
         self._limit = memory_bytes
         self._timeout_s, self._stall_s = timeout_s, stall_s
-        self._secret = secret
+        self._secret = hashlib.sha256(secret).digest() if secret else b""
         self._clock = clock
         self._redis = (
             None

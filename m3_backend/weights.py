@@ -1,8 +1,9 @@
 """Weight files: which a folder has, what names them, and filling a model tensor by tensor.
 
-Three families of names lead to one canonical one, that of `model.M3Model`'s parameters:
+Families of names that lead to one canonical one, that of `model.M3Model`'s parameters:
 
     original LLaVA          model.vision_tower.vision_tower.*   model.mm_projector.{0,2}.*   model.*
+    CLIP beside it          vision_model.*
     llava-hf, as published  vision_tower.vision_model.*   multi_modal_projector.*   language_model.*
     llava-hf, transformers  [model.]vision_tower.*   [model.]multi_modal_projector.*
                             [model.]language_model.*
@@ -15,6 +16,7 @@ import json
 import pickle
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -35,6 +37,7 @@ _RENAMES = tuple(
     for pattern, replacement in (
         (r"^model\.vision_tower\.vision_tower\.(?:vision_model\.)?", "vision_tower."),
         (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision_tower."),
+        (r"^vision_model\.", "vision_tower."),
         (r"^model\.mm_projector\.0\.", "projector.linear_1."),
         (r"^model\.mm_projector\.2\.", "projector.linear_2."),
         (r"^(?:model\.)?multi_modal_projector\.", "projector."),
@@ -46,6 +49,7 @@ _RENAMES = tuple(
     )
 )
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$")
+_CLIP_TEXT = re.compile(r"^(text_model\.|text_projection\.|visual_projection\.|logit_scale$)")
 _VISION_LAYER = re.compile(r"^vision_tower\.encoder\.layers\.(\d+)\.")
 
 
@@ -93,20 +97,26 @@ def stored_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         CheckpointError: a damaged file, or one with sparse or otherwise odd tensors.
     """
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    yield name, file.get_tensor(name)
-            return
+    if path.suffix == ".safetensors":
+        with _damage_named(path), safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                yield name, file.get_tensor(name)
+        return
+    with _damage_named(path):
         tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read as weights; download it again.") from error
     for name, tensor in tensors.items():
         # Sparse tensors are refused: their indices are not validated on loading (CVE-2025-62164).
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise CheckpointError(f"{path.name}: {name} is not a dense tensor.")
         yield name, tensor
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be read as weights; download it again.") from error
 
 
 def has_vision_weights(folder: Path) -> bool:
@@ -120,7 +130,7 @@ def has_vision_weights(folder: Path) -> bool:
 
 def _names(path: Path) -> list[str]:
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
+        with _damage_named(path), safe_open(path, framework="pt") as file:
             return list(file.keys())
     return [name for name, _ in stored_tensors(path)]
 
@@ -173,6 +183,7 @@ def _is_unused(name: str, used_layers: int) -> bool:
         (layer is not None and int(layer[1]) >= used_layers)
         or name.startswith("vision_tower.post_layernorm.")
         or _COMPUTED.search(name) is not None
+        or _CLIP_TEXT.match(name) is not None
     )
 
 
