@@ -19,6 +19,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from deploy.offline import evaluate, label, train_predictor
 from deploy.printing import print_decision, print_report, print_timings
 
 if TYPE_CHECKING:
@@ -89,9 +90,14 @@ def main() -> None:
     except ConfigError as error:
         fail(str(error), Exit.USAGE)
     except ServiceError as error:
-        fail(f"{error.message} ({error.code})", Exit.FAILED if error.status >= 500 else Exit.USAGE)
+        fail(f"{error.message} ({error.code})", exit_status(error.status))
     except StartError as error:
         fail(str(error), Exit.FAILED)
+
+
+def exit_status(http_status: int) -> Exit:
+    """A request that would be refused again is wrong usage; anything else may pass next time."""
+    return Exit.USAGE if 400 <= http_status < 500 and http_status != 429 else Exit.FAILED
 
 
 def fail(message: str, status: Exit) -> None:
@@ -140,8 +146,6 @@ def serve(
     machine and stops all of it again. Otherwise it deploys to the named Ray cluster.
     """
     from deploy.local import serve_until_stopped  # noqa: PLC0415
-    from deploy.predictors import find_artifact  # noqa: PLC0415
-    from predictor.predictor import Predictor  # noqa: PLC0415
 
     settings = configuration(
         config,
@@ -151,9 +155,10 @@ def serve(
         model__checkpoint=checkpoint,
         predictor=predictor,
     )
-    folder = find_artifact(settings)
-    if settings.ray.address == "local" and folder is not None:
-        Predictor.load(folder)  # every ingress replica does; a broken one should not take that long
+    if settings.ray.address == "local":
+        from deploy.predictors import load_predictor  # noqa: PLC0415 - loads LightGBM
+
+        load_predictor(settings)  # every ingress does, but a broken one can be told at once
     note(f"Starting m3-router with {settings.model.checkpoint} ...")
     serve_until_stopped(settings, say=lambda line: print(line, flush=True), verbose=verbose)
 
@@ -277,6 +282,10 @@ def version(as_json: AsJson = False) -> None:
         return
     for name, number in versions.items():
         print(f"{name} {number}")
+
+
+for command in (label, train_predictor, evaluate):
+    app.command()(command)
 
 
 if __name__ == "__main__":

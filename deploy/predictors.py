@@ -22,15 +22,23 @@ def find_artifact(config: Config) -> Path | None:
     return Path(config.predictor)
 
 
+def load_predictor(config: Config) -> Predictor | None:
+    """The configured predictor, whatever model it is for.
+
+    Raises:
+        ArtifactError: it is missing or broken.
+    """
+    folder = find_artifact(config)
+    return None if folder is None else Predictor.load(folder)
+
+
 def open_predictor(config: Config, model: ModelInfo) -> Predictor | None:
     """The configured predictor, checked against the model that it will route for.
 
     Raises:
         ArtifactError: it is missing, broken, or was made for another model.
     """
-    folder = find_artifact(config)
-    if folder is None:
-        return None
-    loaded = Predictor.load(folder)
-    loaded.require_model(model)
+    loaded = load_predictor(config)
+    if loaded is not None:
+        loaded.require_model(model)
     return loaded

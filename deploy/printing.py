@@ -66,3 +66,29 @@ def print_report(console: Console, report: VerifyReport) -> None:
         f"{report.folder} {verdict} its reference{pixels} (largest relative deviation)",
         highlight=False,
     )
+
+
+def print_evaluation(console: Console, report: dict[str, Any]) -> None:
+    """Per part: what each certified bound costs and gives, and how much of the gap is closed."""
+    for name, part in report["parts"].items():
+        console.print(
+            f"\n[bold]{name}[/bold]: {part['samples']} questions on {part['images']} pictures, "
+            f"accuracy by {report['accuracy_is']}, regret by {report['target']}",
+            highlight=False,
+        )
+        table = Table("bound", "regret", "tokens", "accuracy", "best fixed scale", box=None)
+        for point in part["operating_points"]:
+            table.add_row(
+                f"{point['max_regret']:g}",
+                f"{point['regret']:.3f}",
+                f"{point['tokens']:.0f}" + ("" if point["threshold"] is not None else " (finest)"),
+                f"{point['accuracy']:.3f}",
+                f"{point['best_fixed_accuracy']:.3f} at {point['best_fixed_scale']}",
+            )
+        console.print(table)
+        closed = (
+            f"{peer.replace('_', ' ')} {figures['mean']:.2f}"
+            for peer, figures in part["gap_closed"].items()
+            if figures["mean"] is not None
+        )
+        console.print(f"oracle gap closed: {', '.join(closed)}", highlight=False)
