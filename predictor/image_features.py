@@ -23,6 +23,7 @@ from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from m3_backend.errors import InvalidImageError
+from m3_backend.preprocess import MAX_PIXELS, decode_image
 
 VERSION = "image-1"
 
@@ -30,7 +31,7 @@ MODEL_SIDE = 336  # the vision tower's input side, in pixels
 FINEST_GRID = 24  # cells per side of its patch grid
 GRIDS = (1, 3, 6, 12, 24)  # cells per side whose residual energy is measured
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_JPEG = b"\xff\xd8\xff"
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,21 +78,31 @@ def open_view(data: bytes) -> View:
     """Decode an encoded image cheaply into the model's view.
 
     Raises:
-        InvalidImageError: the bytes do not decode completely as JPEG, PNG, WebP, GIF or BMP.
+        InvalidImageError: another format than the model accepts, damaged or too large.
     """
+    if data.startswith(_JPEG):
+        return _draft_view(data)
+    image = decode_image(data)
+    luma, half = _planes(image, _fitted(*image.size, MODEL_SIDE))
+    return View(luma, half, *image.size, len(data))
+
+
+def _draft_view(data: bytes) -> View:
+    """A JPEG's view from the smallest scale its decoder can give that still covers it."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise InvalidImageError(f"The image has more than {MAX_PIXELS} pixels.")
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
             size = _fitted(width, height, MODEL_SIDE)
             image.draft("YCbCr", size)
             image.load()
-            view = _view(image, size, orientation)
-    except Exception as error:  # decoders raise all sorts; their words must not reach a client
-        raise InvalidImageError(
-            "The image could not be decoded. Send a complete JPEG, PNG, WebP, GIF or BMP file."
-        ) from error
-    luma, half = view
+            luma, half = _planes(image, size, orientation)
+    except InvalidImageError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        raise InvalidImageError("The JPEG cannot be decoded; send a complete file.") from error
     if orientation in _SIDEWAYS:
         width, height = height, width
     return View(luma, half, width, height, len(data))
@@ -103,8 +114,10 @@ def _fitted(width: int, height: int, side: int) -> tuple[int, int]:
     return max(round(side * width / longer), 1), max(round(side * height / longer), 1)
 
 
-def _view(image: Image.Image, size: tuple[int, int], orientation: int) -> tuple[_Plane, _Plane]:
-    """The planes of a decoded picture: luma at `size`, all three at half of it, turned upright."""
+def _planes(
+    image: Image.Image, size: tuple[int, int], orientation: int = 1
+) -> tuple[_Plane, _Plane]:
+    """Luma at `size` and all three planes at half of it, turned upright."""
     if image.mode != "YCbCr":
         image = image.convert("RGB").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
         image = image.convert("YCbCr")

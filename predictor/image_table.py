@@ -62,7 +62,8 @@ def table_beside(outcomes: Path) -> Path:
 def write_image_table(path: Path, vectors: Mapping[str, NDArray[np.float32]]) -> None:
     """Write features by image name; the file appears complete or not at all."""
     images = sorted(vectors)
-    columns = np.stack([vectors[image] for image in images]) if images else np.empty((0, 0))
+    columns = np.array([vectors[image] for image in images], np.float32)
+    columns = columns.reshape(len(images), len(image_names()))
     arrays = {"image": pa.array(images, pa.string())}
     arrays |= {
         name: pa.array(columns[:, at], pa.float32()) for at, name in enumerate(image_names())

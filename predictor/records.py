@@ -217,24 +217,45 @@ def assign_split(image: str, seed: int = 0) -> Split:
     return next((split for bound, split in bounds if position < bound), "test")
 
 
-def outcomes_writer(path: Path, source: OutcomeSource) -> pq.ParquetWriter:
-    """A Parquet writer for rows of `source`; feed it `to_batch` and close it."""
-    return pq.ParquetWriter(path, SCHEMA.with_metadata(source.to_metadata()), compression="zstd")
-
-
-def to_batch(outcomes: Sequence[Outcome], source: OutcomeSource) -> pa.Table:
-    """Rows as an Arrow table in the schema of the file."""
-    schema = SCHEMA.with_metadata(source.to_metadata())
-    return pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], schema=schema)
-
-
 def write_outcomes(path: Path, outcomes: Iterable[Outcome], source: OutcomeSource) -> None:
-    """Write a whole table at once; the file appears complete or not at all."""
+    """Write rows as a table; the file appears complete or not at all."""
+    schema = SCHEMA.with_metadata(source.to_metadata())
+    rows = [asdict(outcome) for outcome in outcomes]
+    _write(path, pa.Table.from_pylist(rows, schema=schema))
+
+
+def merge_outcomes(parts: Sequence[Path], path: Path) -> None:
+    """Write the rows of several tables of one source as one table."""
+    _write(path, pa.concat_tables([pq.read_table(part) for part in parts]))
+
+
+def read_samples(path: Path) -> tuple[OutcomeSource, frozenset[str]]:
+    """Who answered in a table and which samples it holds, failed ones included.
+
+    Raises:
+        OutcomesError: not an outcomes table.
+    """
+    table, source = _read(path)
+    return source, frozenset(table["sample"].to_pylist())
+
+
+def _write(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with outcomes_writer(partial, source) as writer:
-        writer.write_table(to_batch(list(outcomes), source))
+    pq.write_table(table, partial, compression="zstd")
     partial.replace(path)
+
+
+def _read(path: Path) -> tuple[pa.Table, OutcomeSource]:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise OutcomesError(f"{path} cannot be read as Parquet.") from error
+    source = OutcomeSource.from_metadata(table.schema.metadata, path)
+    missing = [name for name in SCHEMA.names if name not in table.schema.names]
+    if missing:
+        raise OutcomesError(f"{path} lacks the columns {', '.join(missing)}.")
+    return table.select(SCHEMA.names).cast(SCHEMA), source
 
 
 def read_outcomes(path: Path) -> OutcomeTable:
@@ -247,15 +268,7 @@ def read_outcomes(path: Path) -> OutcomeTable:
             a sample whose rows disagree about its image, question, group or split, or an image in
             two splits.
     """
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise OutcomesError(f"{path} cannot be read as Parquet.") from error
-    source = OutcomeSource.from_metadata(table.schema.metadata, path)
-    missing = [name for name in SCHEMA.names if name not in table.schema.names]
-    if missing:
-        raise OutcomesError(f"{path} lacks the columns {', '.join(missing)}.")
-    return _pivot(table.select(SCHEMA.names).cast(SCHEMA), source, path)
+    return _pivot(*_read(path), path)
 
 
 def _pivot(table: pa.Table, source: OutcomeSource, path: Path) -> OutcomeTable:
