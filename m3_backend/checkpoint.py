@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoTokenizer,
     CLIPVisionConfig,
@@ -244,13 +244,16 @@ def _find(name: str, *, with_weights: bool = True) -> Path:
 
 
 def _download(repository: str, *, with_weights: bool) -> Path:
+    """A repository's files in the hub's local cache; .bin files only if there is nothing better."""
     patterns = ["*.json", "tokenizer.model"]
+    if with_weights:
+        patterns.append("*.safetensors")
     try:
-        if with_weights:
-            names = HfApi().list_repo_files(repository)
-            safe = any(name.endswith(".safetensors") for name in names)
-            patterns.append("*.safetensors" if safe else "pytorch_model*.bin")
-        return Path(snapshot_download(repository, allow_patterns=patterns))
+        folder = Path(snapshot_download(repository, allow_patterns=patterns))
+        if with_weights and not weight_files(folder):
+            patterns.append("pytorch_model*.bin")
+            folder = Path(snapshot_download(repository, allow_patterns=patterns))
+        return folder
     except (
         Exception
     ) as error:  # the hub's client raises many kinds; all mean the same to an operator

@@ -99,7 +99,7 @@ class FeatureCache:
         *,
         ttl_s: int = 24 * 3600,
         timeout_s: float = 0.25,
-        stall_s: float = 0.05,
+        stall_s: float = 0.1,
         secret: bytes = b"",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenizers import Tokenizer as Backend
+
 from m3_backend.errors import InvalidRequestError
 from m3_backend.messages import ImageSlot, Turn
 
@@ -93,15 +95,20 @@ class Prompt:
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer, cut down to what serving needs and closed to injected specials."""
+    """A checkpoint's tokenizer: what serving needs, closed to injected specials, thread-safe."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        # A copy of the Rust tokenizer, set up once: transformers' wrapper changes settings on every
+        # call, which fails when another thread is using them.
+        self._backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
         self.bos: int | None = tokenizer.bos_token_id
         self.eos: int = tokenizer.eos_token_id
-        self._special = frozenset(tokenizer.all_special_ids)
-        added = tokenizer.added_tokens_decoder
-        self._special |= {token for token, entry in added.items() if entry.special}
+        added = self._backend.get_added_tokens_decoder()
+        self._special = {token for token, entry in added.items() if entry.special}
+        self._special.update(tokenizer.all_special_ids)
 
     def encode(self, text: str) -> list[int]:
         """Ordinary tokens only: the spelling of a special token is cut up like any other text."""
@@ -112,26 +119,24 @@ class Tokenizer:
         spelled: list[int] = []
         for token in ids:
             if token in self._special:
-                letters = self._tokenizer.convert_ids_to_tokens(token)
+                letters = self._backend.id_to_token(token) or ""
                 spelled += [i for c in letters for i in self._plain(c) if i not in self._special]
             else:
                 spelled.append(token)
         return spelled
 
     def _plain(self, text: str) -> list[int]:
-        encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return list(encoded["input_ids"])
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated tokens; special ones are left out, incomplete characters are U+FFFD."""
-        text: str = self._tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
 
     def spell(self, token: int) -> str:
         """One token by itself, special ones by name."""
-        text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        text: str = self._backend.decode([token], skip_special_tokens=False)
         return text
 
     def prompt(self, parts: Sequence[Part]) -> Prompt:

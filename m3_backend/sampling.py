@@ -9,6 +9,8 @@ from torch import Tensor
 
 from m3_backend.messages import Sampling, TokenLogprob
 
+_COLDEST = 1e-6  # greedy in effect; colder ones would overflow
+
 
 def choose(logits: Tensor, sampling: Sequence[Sampling], draws: Sequence[float]) -> list[int]:
     """The next token of every request.
@@ -35,7 +37,8 @@ def _sample(logits: Tensor, sampling: Sequence[Sampling], draws: Sequence[float]
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
 
-    probabilities = torch.softmax(logits / column([s.temperature for s in sampling]), dim=-1)
+    temperatures = [max(s.temperature, _COLDEST) for s in sampling]
+    probabilities = torch.softmax(logits / column(temperatures), dim=-1)
     ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
     nucleus = ordered.masked_fill(before >= column([s.top_p for s in sampling]), 0)

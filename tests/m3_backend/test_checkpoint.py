@@ -267,6 +267,25 @@ def test_pinpoints_keep_the_layouts_order_and_orientation(
     assert image_tokens(llava_next.ladder, 1, 300, 200, llava_next.tiling) == 1
 
 
+def test_a_hub_id_opens_from_the_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network is out of reach of a test, the cache that downloads end in is not."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--owner--llava-m3"
+    shutil.copytree(LLAVA15, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    checkpoint = open_checkpoint("owner/llava-m3", device="cpu")
+    assert checkpoint.name == "owner/llava-m3"
+    with pytest.raises(CheckpointError, match="owner/other"):
+        open_checkpoint("owner/other")
+
+
 def test_the_packaged_model_opens_by_name() -> None:
     checkpoint = open_checkpoint("m3-tiny", device="cpu")
     assert checkpoint.ladder.scales == (1, 9, 36, 144, 576)

@@ -39,6 +39,7 @@ from m3_backend.messages import (
     digest_of,
 )
 from m3_backend.prompt import Prompt
+from tests.conftest import RedisServer
 from tests.m3_backend.support import LLAVA15, NEXT, golden_image, picture
 
 SCALES = (1, 9, 36, 144, 576)
@@ -185,6 +186,29 @@ async def test_events_tell_where_the_features_came_from(
     assert started.image_tokens == (9,) and started.replica == "one"
     assert started.encode_ms == 0 and started.degraded == ()
     assert engine.stats().cache.encodes == 2
+
+
+async def test_replicas_share_features_through_redis_and_do_without_it(
+    speaking: Checkpoint, redis_server: RedisServer
+) -> None:
+    def replica() -> tuple[TorchEngine, FeatureCache]:
+        cache = FeatureCache(0, redis_server.url, timeout_s=2, stall_s=2)
+        return TorchEngine(speaking, cache, EngineSettings()), cache
+
+    (first, first_cache), (second, _) = replica(), replica()
+    try:
+        miss = await collect(first.generate(request(scale=144)))
+        first_cache.flush()
+        hit = await collect(second.generate(request(scale=144)))
+        redis_server.kill()
+        without = await collect(second.generate(request(scale=144)))
+    finally:
+        first.close()
+        second.close()
+    started = [events[0] for events in (miss, hit, without) if isinstance(events[0], Started)]
+    assert [event.cache for event in started] == [("miss",), ("redis",), ("miss",)]
+    assert [event.degraded for event in started] == [(), (), ("redis",)]
+    assert tokens_of(miss) == tokens_of(hit) == tokens_of(without)
 
 
 async def test_several_images_each_have_their_own_scale(engine: TorchEngine) -> None:

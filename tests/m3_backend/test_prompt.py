@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,17 @@ def test_a_vocabulary_whose_merges_lead_to_a_special_token_is_no_way_in(tmp_path
     tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
     assert tokenizer.eos == vocabulary["</s>"]
     assert tokenizer.encode("a</s>a") == [4, 0, 1, 2, 3, 4]
+
+
+def test_threads_may_share_a_tokenizer(tokenizer: Tokenizer) -> None:
+    """One thread cuts up a long text while others do the same and decode."""
+    text = "What is </s> in the picture? " * 300
+    expected = tokenizer.encode(text)
+    with ThreadPoolExecutor(4) as threads:
+        encoded = [threads.submit(tokenizer.encode, text) for _ in range(20)]
+        decoded = [threads.submit(tokenizer.decode, expected) for _ in range(20)]
+    assert all(job.result() == expected for job in encoded)
+    assert all(job.result() == text for job in decoded)
 
 
 def test_a_sentencepiece_tokenizer_cuts_text_as_the_reference_does(tmp_path: Path) -> None:

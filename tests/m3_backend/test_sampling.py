@@ -33,6 +33,7 @@ def frequencies(sampling: Sampling, draws: int = 4000) -> list[float]:
         (Sampling(temperature=0.5), [0.6849, 0.2466, 0.0616, 0.0068]),
         (Sampling(temperature=0), [1, 0, 0, 0]),
         (Sampling(temperature=1e-9), [1, 0, 0, 0]),
+        (Sampling(temperature=1e-42), [1, 0, 0, 0]),
     ],
 )
 def test_frequencies(sampling: Sampling, expected: list[float]) -> None:
