@@ -34,7 +34,7 @@ from m3_backend.errors import (
     ServiceError,
 )
 from m3_backend.feature_cache import FeatureCache
-from m3_backend.job import Job, Work, lengths
+from m3_backend.job import Job, Work
 from m3_backend.measure import measure_costs
 from m3_backend.messages import (
     Delta,
@@ -73,7 +73,8 @@ class Engine(Protocol):
             ServiceError: from the iterator, at any point before Finished.
         """
 
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """Raises BackendError once the engine no longer runs."""
 
     def close(self) -> None: ...
 
@@ -177,6 +178,13 @@ class TorchEngine:
         return self._info
 
     def stats(self) -> EngineStats:
+        """The replica's load.
+
+        Raises:
+            BackendError: the engine no longer runs, so that a health check fails.
+        """
+        if not self._thread.is_alive():
+            raise BackendError("The engine has stopped; the replica must be replaced.")
         with self._wake:
             running = len(self._scheduler.running)
             return EngineStats(
@@ -194,8 +202,6 @@ class TorchEngine:
             self._wake.notify()
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
-        for job in tuple(self._jobs):
-            self._end(job, _shutting_down())
         self._cache.close()
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
@@ -287,10 +293,18 @@ class TorchEngine:
     # From here on: the engine's own thread.
 
     def _serve(self) -> None:
-        while self._collect():
-            step = self._scheduler.schedule()
-            outcomes, failed = self._run(step)
-            self._emit(outcomes, failed)
+        try:
+            while self._collect():
+                step = self._scheduler.schedule()
+                outcomes, failed = self._run(step)
+                self._emit(outcomes, failed)
+        except Exception:
+            _log.exception("the engine stopped: its slots can no longer be trusted")
+        with self._wake:
+            self._closing = True
+            left = tuple(self._jobs)
+        for job in left:
+            self._end(job, _shutting_down())
 
     def _collect(self) -> bool:
         """Wait for work, take in what arrived and drop what nobody waits for. False: stop."""
@@ -332,7 +346,8 @@ class TorchEngine:
             yield batch.requests, partial(self._prefill, batch)
 
     def _decode(self, jobs: tuple[Job, ...]) -> Tensor:
-        logits = self._runner.decode([job.tokens[-1] for job in jobs], lengths(jobs))
+        last = [job.tokens[-1] for job in jobs]
+        logits = self._runner.decode(last, [job.cached for job in jobs])
         for job in jobs:
             job.cached += 1
         return logits
@@ -424,8 +439,11 @@ class TorchEngine:
     # Any thread.
 
     def _end(self, job: Job, last: Finished | ServiceError) -> None:
+        """The last event of a request; only the first call for one counts."""
         with self._wake:
-            self._jobs.discard(job)
+            if job not in self._jobs:
+                return
+            self._jobs.remove(job)
         job.deliver(last)
 
     def _check_wanted(self, job: Job) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -91,8 +91,3 @@ class Job:
         """Prompt tokens to be prefilled and tokens that may still be generated."""
         limit = self.prepared.limit if self.prepared else (self.work.sampling.max_tokens or 0)
         return max(self.prompt_tokens - self.cached, 0) + limit - len(self.tokens)
-
-
-def lengths(jobs: Sequence[Job]) -> list[int]:
-    """Tokens that the jobs' slots hold."""
-    return [job.cached for job in jobs]

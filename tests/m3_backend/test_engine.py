@@ -483,6 +483,27 @@ async def test_closing_ends_open_requests_and_refuses_new_ones(
         await collect(engine.generate(request()))
 
 
+async def test_an_engine_whose_slots_are_lost_stops_and_says_so(
+    speaking: Checkpoint, new_engine: NewEngine
+) -> None:
+    engine = new_engine(speaking)
+
+    def lost(*_: Any) -> None:
+        raise RuntimeError("device lost")
+
+    engine._runner.cache.move = lost  # type: ignore[method-assign]
+    asked = [request(sampling=Sampling(max_tokens=n)) for n in (2, 200, 200)]
+    results = await asyncio.gather(
+        *(collect(engine.generate(one)) for one in asked), return_exceptions=True
+    )
+    assert any(isinstance(result, BackendError) for result in results)
+    engine._thread.join(30)
+    with pytest.raises(BackendError, match="replaced"):
+        engine.stats()
+    with pytest.raises(BackendError):
+        await collect(engine.generate(request()))
+
+
 async def test_the_engine_knows_its_own_costs(engine: TorchEngine) -> None:
     costs = engine.info.costs
     assert costs.encode_ms > 0 and costs.decode_token_ms > 0 and costs.prefill_ms(576) > 0
