@@ -10,6 +10,7 @@ import json
 import logging
 import mimetypes
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -28,6 +29,7 @@ from deploy.redis_server import PrivateRedis, RedisStartError, find_server
 # Ray's sockets lie some 70 characters deeper, and a socket's path has at most 107.
 LONGEST_TEMP = 24
 EXAMPLES = Path(__file__).parents[1] / "examples"
+MODULE_OF_ERROR = re.compile(r"^(\w+\.)+(?=\w+: )")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Say = Callable[[str], None]
@@ -195,10 +197,11 @@ def _why_not_started(app_name: str) -> str:
     from ray import serve  # noqa: PLC0415
 
     deployments = serve.status().applications[app_name].deployments.items()
+    reasons = {name: status.message.strip().splitlines()[-1:] for name, status in deployments}
     return "\n".join(
-        f"{name} did not start: {status.message.strip().splitlines()[-1]}"
-        for name, status in deployments
-        if status.message.strip()
+        f"{name} did not start: {MODULE_OF_ERROR.sub('', line)}"
+        for name, lines in reasons.items()
+        for line in lines
     )
 
 
