@@ -1,12 +1,16 @@
-"""Questions about pictures, from files people have."""
+"""Questions about pictures, from a file of the user's or drawn by the training worlds."""
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
+from m3_backend.training.worlds import Picture, draw
 from predictor.errors import OutcomesError
 from predictor.records import SPLITS, Split, assign_split
 
@@ -86,3 +90,36 @@ def _text(fields: dict[str, Any], name: str, place: str) -> str:
     if not isinstance(text, str) or not text:
         raise OutcomesError(f"{place}: {name!r} must be a text that is not empty.")
     return text
+
+
+def world_rows(
+    pictures: int, shifted: int = 0, *, questions: int = 3, seed: int = 0
+) -> Iterator[Row]:
+    """Questions about freshly drawn pictures that m3-tiny was not trained on.
+
+    Args:
+        pictures: drawn like the training pictures; their split follows from their name.
+        shifted: pictures with held-out phrasings, fonts, palettes or densities.
+        questions: at most, per picture.
+    """
+    for index in range(pictures):
+        picture = draw("label", index, seed=seed)
+        yield from _rows_of(picture, assign_split(picture.name), questions)
+    for index in range(shifted):
+        yield from _rows_of(draw("shifted", index, seed=seed), "shifted", questions)
+
+
+def _rows_of(picture: Picture, split: Split, questions: int) -> Iterator[Row]:
+    file = io.BytesIO()
+    picture.image.save(file, "PNG")
+    asked = Random(picture.name).sample(picture.questions, min(questions, len(picture.questions)))
+    for number, question in enumerate(asked):
+        yield Row(
+            sample=f"{picture.name}-{number}",
+            image=picture.name,
+            picture=file.getvalue(),
+            question=question.text,
+            answers=(question.answer,),
+            group=question.family,
+            split=split,
+        )

@@ -113,6 +113,7 @@ def judge_part(
     fixed = hull(*fixed_scales(right, tokens))
     best = oracle(right, tokens)
     router = router_curve(p_success, right, tokens)
+    priced = priced_curve(p_success, right, tokens)
     lookup = lookup_curve(part, right, tokens, learned_from, judge)
     target = part.success(artifact.target)
     return {
@@ -134,9 +135,11 @@ def judge_part(
         "hull": _points(fixed),
         "oracle": _points(_thinned(best)),
         "router": _points(_thinned(router)),
+        "priced": _points(_thinned(priced)),
         "family_lookup": _points(_thinned(lookup)),
         "gap_closed": {
             "router": _gap_figures(router, fixed, best),
+            "priced": _gap_figures(priced, fixed, best),
             "family_lookup": _gap_figures(lookup, fixed, best),
         },
         "operating_points": [
@@ -156,6 +159,18 @@ def router_curve(
     """The selection rule at every threshold from strictest to loosest."""
     chosen = select_many(p_success, tokens.mean(axis=0), _THRESHOLDS)
     return Curve.through(*policy_points(chosen, right, tokens))
+
+
+def priced_curve(
+    p_success: NDArray[np.float64], right: NDArray[np.bool_], tokens: NDArray[np.float64]
+) -> Curve:
+    """The peer of the selection rule: the same probabilities, most success per price of a token.
+
+    With perfect probabilities no rule is above it; the distance to it is what bounding the
+    shortfall of each sample costs on average.
+    """
+    worth = p_success[:, :, None] - tokens.mean(axis=0)[:, None] * _PRICES
+    return Curve.through(*policy_points(worth.argmax(axis=1), right, tokens))
 
 
 def lookup_curve(
@@ -263,6 +278,7 @@ def _plot(report: dict[str, Any], path: Path) -> None:
         for curve, label, style in (
             ("oracle", "oracle", "k--"),
             ("router", "router", "C0-"),
+            ("priced", "same probabilities, priced tokens", "C2-"),
             ("family_lookup", "one scale per family", "C1-"),
             ("hull", "random mixture", "C7-"),
         ):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from predictor.datasets import read_jsonl
+from predictor.datasets import read_jsonl, world_rows
 from predictor.errors import OutcomesError
 from predictor.records import assign_split
 
@@ -52,3 +52,14 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None
     path = written(tmp_path, '{"image": "a.png", "question": "What?"}', line)
     with pytest.raises(OutcomesError, match=message):
         read_jsonl(path)
+
+
+def test_the_worlds_give_pictures_that_the_model_has_not_seen() -> None:
+    rows = list(world_rows(6, shifted=2))
+    assert rows == list(world_rows(6, shifted=2))
+    assert rows != list(world_rows(6, shifted=2, seed=1))
+    assert {row.split for row in rows if row.image.startswith("shifted")} == {"shifted"}
+    assert not any(row.image.startswith("train") for row in rows)
+    assert len({row.sample for row in rows}) == len(rows)
+    assert all(row.answers and row.read_picture().startswith(b"\x89PNG") for row in rows)
+    assert len(list(world_rows(6, questions=1))) == 6
