@@ -202,6 +202,8 @@ def _describe_original(folder: Path, config: dict[str, Any]) -> _Description:
     vision_config = _read_json(tower / "config.json")
     vision: Any = CLIPVisionConfig.from_dict(vision_config.get("vision_config", vision_config))
 
+    # The reference also writes a single number here, the scale of its last run: no ladder.
+    scales = config.get("matryoshka_vis_token_scale")
     aspect = config.get("image_aspect_ratio", "square")
     tiling = None
     if aspect == "anyres":
@@ -220,7 +222,7 @@ def _describe_original(folder: Path, config: dict[str, Any]) -> _Description:
             tiling=tiling,
             **_normalisation(_read_json(tower / "preprocessor_config.json")),
         ),
-        scales=tuple(config.get("matryoshka_vis_token_scale") or M3_SCALES),
+        scales=tuple(scales) if isinstance(scales, list) else M3_SCALES,
         template=PromptTemplate(),
         files=files if tuned else files + weight_files(tower),
     )

@@ -12,6 +12,7 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m3_backend.answer_text import AnswerText
 from m3_backend.checkpoint import Checkpoint
 from m3_backend.errors import InvalidRequestError
 from m3_backend.messages import ImageSlot, Turn
@@ -150,8 +151,11 @@ def test_a_sentencepiece_tokenizer_cuts_text_as_the_reference_does(tmp_path: Pat
     tokenizer = Tokenizer(LlamaTokenizer.from_pretrained(tmp_path))
     reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     for text in ("USER: ", "\nwhat is in the picture? ASSISTANT:", "red </s> circles é", "日本"):
-        assert tokenizer.encode(text) == reference.encode(text)
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+        ids = tokenizer.encode(text)
+        assert ids == reference.encode(text)
+        assert tokenizer.decode(ids) == text
+        answer = AnswerText(tokenizer.decode)
+        assert "".join([*map(answer.push, ids), answer.finish()]) == text
 
 
 def test_marked_ids_become_runs() -> None:

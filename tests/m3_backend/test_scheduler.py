@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_backend.scheduler import Move, Scheduler, similar_lengths
@@ -63,6 +63,7 @@ def test_groups_are_similar_in_length_and_complete(lengths: list[int]) -> None:
         assert group[-1].prompt_tokens <= 2 * group[0].prompt_tokens + 16
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 700), st.integers(1, 6)), max_size=40), st.data())
 def test_slots_stay_dense_and_every_request_ends(
     arrivals: list[tuple[int, int]], data: st.DataObject
