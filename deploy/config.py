@@ -180,6 +180,7 @@ class Config(Section):
     router: RouterConfig = RouterConfig()
     serve: ServeConfig = ServeConfig()
     ray: RayConfig = RayConfig()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
     def threads(self) -> int:

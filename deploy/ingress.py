@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
+from deploy import logs
 from deploy.backend import HandleBackend
 from deploy.config import Config
 from deploy.metrics import AskReplicasFirst, ReplicaMetrics
@@ -20,6 +21,7 @@ class Ingress:
     """Builds the app inside the replica, where the handle and the predictor are."""
 
     def __init__(self, config: Config, model: DeploymentHandle[Any]) -> None:
+        logs.configure(config.log_level)
         self._config = config
         self._backend = HandleBackend(model)
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from ray import serve
 
+from deploy import logs
 from deploy.config import Config
 from m3_backend.errors import ServiceError
 from m3_backend.messages import Event, GenerationRequest, ModelInfo
@@ -21,6 +22,7 @@ class M3Replica:
     """
 
     def __init__(self, config: Config) -> None:
+        logs.configure(config.log_level)
         # Set before torch is loaded, which reads it once. Ray would otherwise leave every replica
         # with as many threads as the machine has cores, all fighting for the same ones.
         os.environ["OMP_NUM_THREADS"] = str(config.threads)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import struct
-import zlib
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from tests.router.support import data_url
 
 
 def picture(seed: int, side: int = 64) -> bytes:
@@ -18,16 +17,6 @@ def picture(seed: int, side: int = 64) -> bytes:
     file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
-
-
-def claims_to_be(side: int) -> bytes:
-    """A small PNG whose header, checksum included, names a square of that side."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return picture(0)[:12] + header + struct.pack(">I", zlib.crc32(header)) + picture(0)[33:]
-
-
-def data_url(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def messages(*images: bytes, question: str = "What is this?") -> list[dict[str, Any]]:

@@ -17,8 +17,9 @@ import pytest
 from openai import OpenAI
 
 from tests.conftest import unused_port
-from tests.e2e.pictures import chat, claims_to_be, messages, picture
+from tests.e2e.pictures import chat, messages, picture
 from tests.e2e.service import Service, run, sandbox, start, until
+from tests.router.support import png_header
 
 seeds = count(1)
 
@@ -113,7 +114,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any] | bytes, int, str]] = {
     "not JSON": (b"{", 400, "invalid_json"),
     "not an image": (chat(b"just some text"), 400, "unsupported_image_format"),
     "a truncated image": (chat(picture(0)[:-200]), 400, "invalid_image"),
-    "a 50,000×50,000 PNG": (chat(claims_to_be(50_000)), 400, "image_too_large"),
+    "a 50,000×50,000 PNG": (chat(png_header(50_000, 50_000)), 400, "image_too_large"),
     "no image": (chat(), 400, "no_image"),
     "an unknown model": (chat(picture(0), model="gpt-5"), 404, "model_not_found"),
     "scale 100": (chat(picture(0), m3={"scale": 100}), 400, "invalid_scale"),
@@ -128,6 +129,19 @@ def test_bad_input_gets_its_own_code_and_nothing_else_happens(service: Service, 
     answer = post(service, body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert post(service, chat(picture(0))).status_code == 200
+
+
+def test_a_request_is_logged_without_what_was_asked(service: Service) -> None:
+    question = "Where did I leave my keys, 0451?"
+    answer = post(service, chat(picture(next(seeds)), question=question))
+    request_id = answer.headers["x-m3-request-id"]
+
+    def logs() -> str:
+        files = service.box.folder.rglob("session_latest/logs/**/*.*")
+        return "\n".join(file.read_text(errors="replace") for file in files if file.is_file())
+
+    assert until(lambda: f'"request_id":"{request_id}"' in logs())
+    assert question not in logs()
 
 
 def test_a_client_that_leaves_frees_the_replica(service: Service) -> None:
