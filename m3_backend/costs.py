@@ -70,14 +70,23 @@ class CostModel:
 
 
 def fit_affine(tokens: Sequence[int], milliseconds: Sequence[float]) -> tuple[float, float]:
-    """Least squares (base, per token), neither below zero."""
-    n = len(tokens)
-    mean_x, mean_y = sum(tokens) / n, sum(milliseconds) / n
-    spread = sum((x - mean_x) ** 2 for x in tokens)
-    if not spread:
-        return max(mean_y, 0.0), 0.0
-    slope = (
-        sum((x - mean_x) * (y - mean_y) for x, y in zip(tokens, milliseconds, strict=True)) / spread
-    )
-    slope = max(slope, 0.0)
-    return max(mean_y - slope * mean_x, 0.0), slope
+    """(base, per token), neither below zero, with the least squared *relative* errors.
+
+    Relative, because plain least squares would let the longest prompt alone decide what the
+    shortest costs, and that is where coarse scales live.
+    """
+    weights = [1 / max(ms, 1e-6) ** 2 for ms in milliseconds]
+    total = sum(weights)
+    points = list(zip(weights, tokens, milliseconds, strict=True))
+    mean_x = sum(w * x for w, x, _ in points) / total
+    mean_y = sum(w * y for w, _, y in points) / total
+    spread = sum(w * (x - mean_x) ** 2 for w, x, _ in points)
+    covariance = sum(w * (x - mean_x) * (y - mean_y) for w, x, y in points)
+    slope = max(covariance / spread, 0.0) if spread else 0.0
+    base = mean_y - slope * mean_x
+    if base < 0:  # the best line through the origin instead
+        base, slope = (
+            0.0,
+            sum(w * x * y for w, x, y in points) / sum(w * x * x for w, x, _ in points),
+        )
+    return base, slope

@@ -14,11 +14,11 @@ from m3_backend.messages import ImageInput, digest_of
 from m3_backend.runner import ModelRunner
 
 _PREFILL_TOKENS = (16, 64, 160, 320, 640)
-_REPEATS = 3
+_REPEATS = 5
 
 
 def measure_costs(runner: ModelRunner, *, budget_s: float = 2.0) -> CostModel:
-    """Time encoding, prefill at a few lengths and decode; each the best of three after a warm-up.
+    """Time encoding, prefill at a few lengths and decode; each the best of five after a warm-up.
 
     Args:
         budget_s: when it is used up, longer prefills are left to the fitted line.

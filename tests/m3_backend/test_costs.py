@@ -1,0 +1,57 @@
+"""Costs against the paper's table and fits against lines that are known."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m3_backend.costs import CostModel, ModelShape, fit_affine
+
+VICUNA_7B = ModelShape(
+    layers=32,
+    hidden=4096,
+    intermediate=11008,
+    heads=32,
+    kv_heads=32,
+    head_dim=128,
+    vocabulary=32000,
+)
+
+
+@pytest.mark.parametrize(
+    ("scale", "teraflops"), [(576, 8.0), (144, 2.2), (36, 0.9), (9, 0.5), (1, 0.4)]
+)
+def test_operations_are_those_of_the_papers_table(scale: int, teraflops: float) -> None:
+    """M3's efficiency table: 7B model, 30 tokens of text."""
+    assert VICUNA_7B.prefill_flops(scale + 30) / 1e12 == pytest.approx(teraflops, abs=0.25)
+
+
+def test_the_kv_cache_of_one_token_of_a_7b_model_is_half_a_mebibyte() -> None:
+    assert VICUNA_7B.kv_bytes(1) == 512 * 1024
+    assert VICUNA_7B.kv_bytes(10, bytes_per_value=4) == 10 * 1024 * 1024
+
+
+@given(st.floats(0, 100), st.floats(0.001, 10))
+def test_a_line_is_found_again(base: float, slope: float) -> None:
+    tokens = [16, 64, 160, 640]
+    fitted = fit_affine(tokens, [base + slope * x for x in tokens])
+    assert fitted == (pytest.approx(base, abs=1e-6), pytest.approx(slope, rel=1e-6))
+
+
+@given(st.lists(st.tuples(st.integers(1, 2000), st.floats(0.01, 1e4)), min_size=1, max_size=8))
+def test_costs_are_never_negative(points: list[tuple[int, float]]) -> None:
+    base, slope = fit_affine([x for x, _ in points], [y for _, y in points])
+    assert base >= 0 and slope >= 0
+
+
+def test_a_slow_long_prompt_does_not_hide_what_short_ones_cost() -> None:
+    base, slope = fit_affine([16, 64, 160, 320, 640], [3.4, 5.3, 10.5, 21, 76])
+    assert base + 16 * slope == pytest.approx(3.4, rel=0.25)
+
+
+def test_a_request_pays_for_encoding_only_on_a_miss() -> None:
+    costs = CostModel(encode_ms=40, prefill_base_ms=3, prefill_token_ms=0.1, decode_token_ms=5)
+    assert costs.request_ms(100, 1) == pytest.approx(53)
+    assert costs.request_ms(100, 3, images=2, cached=False) == pytest.approx(103)
+    assert costs.request_ms(100, 3, cached=True) == pytest.approx(23)
