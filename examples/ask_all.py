@@ -1,7 +1,7 @@
-"""Asks every example question with the official OpenAI client and shows which token scale answered it.
+"""Asks every example question with the official OpenAI client and shows which scale answered it.
 
-make serve                        # in one terminal
-.venv/bin/python examples/ask_all.py      # in another; `--scale 9` forces a scale, `--stream` streams
+Start the service with `make serve`, then run `.venv/bin/python examples/ask_all.py` beside it.
+`--scale 9` forces a scale, `--stream` streams.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def main() -> None:
         right += answer == row["answer"]
         tokens += int(scale)
         print(
-            f"{row['image']:18} {row['question']:44} {row['answer']:12} {answer:12} {scale:>6} {reason}"
+            f"{row['image']:18} {row['question']:44} {row['answer']:12} {answer:12} "
+            f"{scale:>6} {reason}"
         )
     print(f"{right} of {len(rows)} right, {tokens / len(rows):.0f} visual tokens on average")
 

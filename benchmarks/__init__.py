@@ -1,0 +1,1 @@
+"""Measurements that the README and the documentation quote. Each is one command."""

@@ -1,0 +1,23 @@
+"""`python -m benchmarks [NAME ...]` runs the named benchmarks, or all that need no set-up."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks import first_answer, frontier, routing
+
+BENCHMARKS = {"frontier": frontier.run, "routing": routing.run, "first_answer": first_answer.run}
+BY_DEFAULT = ("frontier", "routing")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    for name in parser.parse_args().names or BY_DEFAULT:
+        if name not in BENCHMARKS:
+            parser.error(f"there is no benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
+        BENCHMARKS[name]()
+
+
+if __name__ == "__main__":
+    main()
