@@ -221,7 +221,7 @@ m3-router is ready at {url} with {config.model.checkpoint}. Stop it with Ctrl-C.
 def curl_request(url: str) -> str:
     """A request about an example picture, for a POSIX shell with curl."""
     picture, question = example()
-    text = json.dumps({"type": "text", "text": question})
+    text = re.sub(r"[\\$`]", r"\\\g<0>", json.dumps({"type": "text", "text": question}))
     kind = mimetypes.guess_type(picture)[0]
     data = f"data:{kind};base64,$(base64 < {shlex.quote(picture)} | tr -d '\\n')"
     return f"""curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d @- <<JSON

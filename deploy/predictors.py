@@ -17,8 +17,10 @@ def find_artifact(config: Config) -> Path | None:
     if config.predictor == "none":
         return None
     if config.predictor == "auto":
-        packaged = PACKAGED / config.model.checkpoint
-        return packaged if packaged.is_dir() else None
+        name = config.model.checkpoint
+        packaged = PACKAGED / name
+        # A checkpoint given by its path is not one of ours, whatever its folder is called.
+        return packaged if Path(name).name == name and packaged.is_dir() else None
     return Path(config.predictor)
 
 
