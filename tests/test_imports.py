@@ -60,11 +60,20 @@ def test_imports_go_one_way(path: Path) -> None:
     assert not forbidden(path) & set(imported(path))
 
 
+BLOCK = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(name + " is blocked", name=name)
+sys.meta_path.insert(0, Refuse())
+"""
+
+
 def run_without(blocked: tuple[str, ...], statement: str) -> subprocess.CompletedProcess[str]:
     """Runs `statement` in a fresh interpreter that cannot import the `blocked` packages."""
-    block = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))"
     return subprocess.run(
-        [sys.executable, "-c", f"{block}\n{statement}"],
+        [sys.executable, "-c", BLOCK.format(blocked=blocked) + statement],
         cwd=ROOT,
         capture_output=True,
         text=True,
