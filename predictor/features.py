@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor import image_features, query_features
+from predictor.colour_names import COLOURS, named_colours
 from predictor.query_features import QueryProjection
 
 # Features of different versions must never meet: a model trained on one is refused with the other.
@@ -28,6 +29,7 @@ _CROSSES = {
         "regions.side_min",
     ),
 }
+_NAMED = ("cross.named_height", "cross.named_count", "cross.named_difference")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +66,7 @@ def feature_names(directions: int) -> tuple[str, ...]:
     """Names of all features, in order, for a query projection to that many directions."""
     projected = tuple(f"query.direction_{k}" for k in range(directions))
     hand_made = tuple(query_features.query_features(""))
-    return (*image_names(), *hand_made, *_CROSSES, *projected)
+    return (*image_names(), *hand_made, *_CROSSES, *_NAMED, *projected)
 
 
 def image_vector(data: bytes) -> NDArray[np.float32]:
@@ -82,11 +84,35 @@ def extract(
 ) -> FeatureVector:
     """All features of a question about an image whose `image_vector` is known."""
     query = query_features.query_features(question)
-    crosses = []
-    for asked, measured in _CROSSES.values():
-        wanted = any(query[name] for name in asked)
-        crosses.append(
-            image[image_names().index(measured)] if wanted else image_features.MODEL_SIDE
-        )
-    values = np.concatenate((image, [*query.values(), *crosses], projection.apply(question)))
+    at = _positions()
+    crosses = [
+        image[at[measured]] if any(query[name] for name in asked) else image_features.MODEL_SIDE
+        for asked, measured in _CROSSES.values()
+    ]
+    named = _named_colour_regions(image, question)
+    values = np.concatenate(
+        (image, [*query.values(), *crosses, *named], projection.apply(question))
+    )
     return FeatureVector(feature_names(projection.size), VERSION, values.astype(np.float32))
+
+
+@cache
+def _positions() -> dict[str, int]:
+    return {name: at for at, name in enumerate(image_names())}
+
+
+def _named_colour_regions(image: NDArray[np.float32], question: str) -> tuple[float, float, float]:
+    """Height and number of the regions in the colours that the question names.
+
+    Of several colours the one with the smallest regions counts, and the difference between their
+    heights is what has to be seen to compare them. Without a colour the heights are that of the
+    picture and the number is -1.
+    """
+    named = named_colours(question.lower())
+    if not named:
+        return image_features.MODEL_SIDE, -1, image_features.MODEL_SIDE
+    at = _positions()
+    heights = [image[at[f"colour_regions.{COLOURS[each]}_height"]] for each in named]
+    counts = [image[at[f"colour_regions.{COLOURS[each]}_count"]] for each in named]
+    compared = max(heights) - min(heights) if len(named) > 1 else image_features.MODEL_SIDE
+    return min(heights), min(counts), compared

@@ -24,6 +24,7 @@ from scipy import ndimage
 
 from m3_backend.errors import InvalidImageError
 from m3_backend.preprocess import MAX_PIXELS, decode_image
+from predictor.colour_names import COLOURS, colour_codes, name_of_code
 
 VERSION = "image-1"
 
@@ -47,9 +48,14 @@ _SIDEWAYS = (5, 6, 7, 8)
 _INK_CONTRAST = 28.0  # grey levels that set a stroke apart from what surrounds it
 _EDGE_CONTRAST = 20.0  # grey levels between neighbours that make an edge
 _REGION_CONTRAST = 24.0  # distance from the background, in grey levels, that makes a region
+_BLOCK = 21  # pixels a side of the blocks in which the strongest contrast is sought
+
+_BLOCKS = MODEL_SIDE // _BLOCK
+_REGION_LEAST = 4  # pixels at half resolution
 _RUN_BOUNDS = (1, 2, 4, 8, 16)
 _GLYPH_BOUNDS = (4, 7, 11, 17, 26, 41, 65, 120)
 _GLYPH_LEAST = 3
+_NEAREST = Image.Resampling.NEAREST
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 _Plane = NDArray[np.float32]
@@ -140,8 +146,8 @@ def image_features(data: bytes) -> dict[str, float]:
 
 def describe(view: View) -> dict[str, float]:
     """Every feature of a view, by name, in a fixed order."""
-    ink = _ink(view.luma)
-    codes = _colour_codes(view.half)
+    ink = _ink(view)
+    codes = colour_codes(view.half)
     return (
         _file(view)
         | _residuals("luma", view.luma[None])
@@ -246,16 +252,33 @@ def _edges(luma: _Plane) -> dict[str, float]:
     return features
 
 
-def _ink(luma: _Plane) -> NDArray[np.bool_]:
-    """Pixels that stand out, darker or lighter, from their surroundings of about 40 px."""
-    grey = Image.fromarray(luma.astype(np.uint8))
-    coarse = grey.reduce((min(8, grey.width), min(8, grey.height))).filter(ImageFilter.BoxBlur(2))
-    around = np.asarray(coarse.resize(grey.size, Image.Resampling.BILINEAR), dtype=np.float32)
-    difference = luma - around
-    dark, light = difference < -_INK_CONTRAST, difference > _INK_CONTRAST
-    # Beside a stroke its ground stands out the other way; strokes are the rarer side.
-    few, many = sorted((dark, light), key=np.count_nonzero)
-    return few if few.any() else many
+def _ink(view: View) -> NDArray[np.bool_]:
+    """Pixels that stand out in luma or colour from their surroundings of about 40 px.
+
+    Beside a stroke its ground stands out too, by the stroke's share of the surroundings, so half of
+    the strongest contrast nearby is asked for. That holds for dark on light, light on dark and both
+    in one picture.
+    """
+    contrast = np.abs(view.luma - _surroundings(view.luma, 8))
+    rows, columns = contrast.shape
+    blue, red = (np.abs(plane - _surroundings(plane, 4)) for plane in view.half[1:])
+    colour = Image.fromarray(np.maximum(blue, red)).resize((columns, rows), _NEAREST)
+    contrast = np.maximum(contrast, np.asarray(colour))
+    padded = np.zeros((MODEL_SIDE, MODEL_SIDE), dtype=np.float32)
+    padded[:rows, :columns] = contrast
+    by_row = padded.reshape(_BLOCKS, _BLOCK, MODEL_SIDE).max(1)  # one axis at a time is faster
+    strongest = by_row.reshape(_BLOCKS, _BLOCKS, _BLOCK).max(2)
+    nearby = ndimage.maximum_filter(strongest, size=3).repeat(_BLOCK, 0).repeat(_BLOCK, 1)
+    ink: NDArray[np.bool_] = contrast > np.maximum(nearby[:rows, :columns] / 2, _INK_CONTRAST)
+    return ink
+
+
+def _surroundings(plane: _Plane, step: int) -> _Plane:
+    """The mean over five cells of `step` pixels around each pixel, to the nearest level."""
+    grey = Image.fromarray(plane.astype(np.uint8))
+    cell = min(step, grey.width), min(step, grey.height)
+    coarse = grey.reduce(cell).filter(ImageFilter.BoxBlur(2))
+    return np.asarray(coarse.resize(grey.size, Image.Resampling.BILINEAR), dtype=np.float32)
 
 
 def _strokes(ink: NDArray[np.bool_]) -> dict[str, float]:
@@ -286,7 +309,8 @@ def _glyphs(ink: NDArray[np.bool_]) -> dict[str, float]:
     A glyph is at least 3 px high, not longer than a few of its heights, and not solid. Without any
     the heights are those of the picture itself: there is nothing small to read.
     """
-    height, width, area = _components(ink)
+    found = _components(ink)
+    height, width, area = found.height, found.width, found.area
     is_glyph = (
         (height >= _GLYPH_LEAST)
         & (height <= _GLYPH_BOUNDS[-1])
@@ -309,13 +333,24 @@ def _glyphs(ink: NDArray[np.bool_]) -> dict[str, float]:
     return features
 
 
-def _components(
-    mask: NDArray[np.bool_],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Height, width and area in pixels of the 8-connected components of a mask."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Components:
+    """The 8-connected components of a mask, sizes in its pixels.
+
+    Args:
+        owner: for each pixel of the mask, in reading order, the component it belongs to.
+    """
+
+    height: NDArray[np.int64]
+    width: NDArray[np.int64]
+    area: NDArray[np.int64]
+    owner: NDArray[np.int64]
+
+
+def _components(mask: NDArray[np.bool_]) -> _Components:
     labels, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=np.int8))
     at = np.flatnonzero(mask)
-    owner = labels.ravel()[at] - 1
+    owner = labels.ravel()[at].astype(np.int64) - 1
     rows, columns = np.divmod(at, mask.shape[1])
     # Pixels come row by row: of several assignments to one place numpy keeps the last.
     bottom, top = np.zeros((2, count), dtype=np.int64)
@@ -324,14 +359,8 @@ def _components(
     left, right = np.full(count, mask.shape[1]), np.zeros(count, dtype=np.int64)
     np.minimum.at(left, owner, columns)
     np.maximum.at(right, owner, columns)
-    return bottom - top + 1, right - left + 1, np.bincount(owner, minlength=count)
-
-
-def _colour_codes(half: _Plane) -> NDArray[np.int16]:
-    """One of 4,096 colours per pixel: 16 levels each of luma and the two differences."""
-    luma, blue, red = half.astype(np.int16) >> 4
-    codes: NDArray[np.int16] = luma << 8 | blue << 4 | red
-    return codes
+    area = np.bincount(owner, minlength=count)
+    return _Components(bottom - top + 1, right - left + 1, area, owner)
 
 
 def _colours(view: View, codes: NDArray[np.int16]) -> dict[str, float]:
@@ -357,16 +386,20 @@ def _entropy(shares: NDArray[np.float64]) -> float:
 
 
 def _regions(half: _Plane, codes: NDArray[np.int16]) -> dict[str, float]:
-    """Number and size, in model pixels, of the regions that differ from the commonest colour."""
+    """Number and size, in model pixels, of the regions that differ from the commonest colour.
+
+    For each colour name, also the number of regions of that colour and how high the taller ones
+    are; zero where there are none. `lead` is by how much the tallest colour leads the next.
+    """
     ground = codes == np.bincount(codes.ravel()).argmax()
     typical = np.array([plane[ground].mean() for plane in half], dtype=np.float32)
-    distance = np.abs(half - typical[:, None, None]).max(0)
-    height, width, area = _components(distance > _REGION_CONTRAST)
-    solid = area >= 4
-    sides = np.sort(2 * np.sqrt(height[solid] * width[solid]))
+    mask = np.abs(half - typical[:, None, None]).max(0) > _REGION_CONTRAST
+    found = _components(mask)
+    solid = found.area >= _REGION_LEAST
+    sides = np.sort(2 * np.sqrt(found.height[solid] * found.width[solid]))
     features = {
         "regions.count": float(len(sides)),
-        "regions.share": float(area.sum() / codes.size),
+        "regions.share": float(found.area.sum() / codes.size),
     }
     if not len(sides):
         sides = np.array([float(MODEL_SIDE)])
@@ -374,4 +407,16 @@ def _regions(half: _Plane, codes: NDArray[np.int16]) -> dict[str, float]:
     features["regions.side_max"] = float(sides[-1])
     for share in _QUANTILES:
         features[f"regions.side_q{round(100 * share)}"] = _quantile(sides, share)
+
+    votes = found.owner * len(COLOURS) + name_of_code()[codes[mask]]
+    names = np.bincount(votes, minlength=len(solid) * len(COLOURS))
+    name = names.reshape(len(solid), len(COLOURS)).argmax(axis=1)
+    tallest = []
+    for index, colour in enumerate(COLOURS):
+        heights = np.sort(2 * found.height[solid & (name == index)])
+        features[f"colour_regions.{colour}_count"] = float(len(heights))
+        tallest.append(_quantile(heights, 0.75) if len(heights) else 0.0)
+        features[f"colour_regions.{colour}_height"] = tallest[-1]
+    second, first = sorted(tallest)[-2:]
+    features["colour_regions.lead"] = first - second
     return features

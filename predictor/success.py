@@ -28,6 +28,9 @@ _SIZES = (
     "cross.text_height_low",
     "cross.object_side",
     "cross.object_side_low",
+    "cross.named_height",
+    "cross.named_difference",
+    "colour_regions.lead",
 )
 
 _PARAMETERS = {
