@@ -18,7 +18,7 @@ from predictor.errors import ArtifactError
 from predictor.features import FeatureVector, extract, image_vector
 from predictor.records import Target
 
-_CACHED_IMAGES = 4096  # about 400 bytes each
+_CACHED_IMAGES = 4096  # about a kilobyte each, keys included
 
 
 @dataclass(frozen=True)
