@@ -86,6 +86,7 @@ class Scorer:
         self.scales = tuple(map(checkpoint.ladder.require, scales or checkpoint.ladder.scales))
         length = min(context, checkpoint.max_context)
         self._runner = ModelRunner(checkpoint, slots=batch, length=length)
+        self._last: tuple[str, Tensor] | None = None
 
     def answers(
         self, image: ImageInput, questions: Sequence[str], *, max_tokens: int = 32
@@ -113,7 +114,7 @@ class Scorer:
     def _items(
         self, image: ImageInput, forced: Sequence[tuple[str, tuple[int, ...]]], room: int
     ) -> list[_Item]:
-        full = self._runner.encode(image)
+        full = self._encode(image)
         items = []
         for scale in self.scales:
             features = pool(full, self._checkpoint.ladder, scale)
@@ -126,6 +127,12 @@ class Scorer:
                     )
                 items.append(_Item(index, scale, embeddings, tokens))
         return items
+
+    def _encode(self, image: ImageInput) -> Tensor:
+        """Full-grid features; the last image's are kept, because answers and scores follow."""
+        if self._last is None or self._last[0] != image.digest:
+            self._last = image.digest, self._runner.encode(image)
+        return self._last[1]
 
     def _prompt(self, question: str) -> Prompt:
         turn = Turn("user", (ImageSlot(0), question))
