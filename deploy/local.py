@@ -50,22 +50,54 @@ def serve_until_stopped(config: Config, say: Say, *, verbose: bool = False) -> N
         StartError: the port is taken, or a replica did not start.
     """
     require_free_port(config.serve.host, config.serve.port)
-    with ExitStack() as running, stop_signals_interrupt():
+    with StopSignals() as stop, ExitStack() as running:
         try:
             folder = running.enter_context(private_folder())
             if config.cache.redis == "private":
                 url = running.enter_context(private_redis(config, folder, say))
                 config = config.with_changes({"cache.redis": url})
             logs = running.enter_context(ray_session(config, folder, verbose=verbose))
+            stop.listen()  # again: Ray has put its own handlers there
             running.enter_context(application_running(config))
             say(ready_message(config, logs))
-            while True:
+            while not stop.requested:
                 signal.pause()
         except KeyboardInterrupt:
-            say("Stopping ...")
+            pass
         finally:
-            for number in STOP_SIGNALS:  # a second Ctrl-C must not leave half of it running
-                signal.signal(number, signal.SIG_IGN)
+            stop.ignore()  # a second Ctrl-C must not leave half of it running
+        say("Stopping ...")
+
+
+class StopSignals:
+    """Turns every polite way of ending this process into a KeyboardInterrupt, and remembers it.
+
+    It has to be remembered, because Python swallows exceptions that are raised in a finaliser.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def listen(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._interrupt)
+
+    def ignore(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        self.requested = True
+        raise KeyboardInterrupt
 
 
 def require_free_port(host: str, port: int) -> None:
@@ -80,21 +112,6 @@ def require_free_port(host: str, port: int) -> None:
                 f"Cannot listen on {host}:{port} ({error.strerror}). Stop what is listening "
                 "there, or choose another port with --port."
             ) from None
-
-
-@contextmanager
-def stop_signals_interrupt() -> Iterator[None]:
-    """Makes every polite way of ending this process a KeyboardInterrupt; restores it afterwards."""
-    before = {number: signal.signal(number, _interrupt) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -160,8 +177,7 @@ def ray_session(config: Config, folder: Path, *, verbose: bool) -> Iterator[Path
         }
     try:
         ray.init(address=config.ray.address, namespace="serve", **options)
-        with stop_signals_interrupt():  # ray.init has put its own handlers there
-            yield folder / "session_latest" / "logs" if local else None
+        yield folder / "session_latest" / "logs" if local else None
     finally:
         ray.shutdown()
 

@@ -17,11 +17,11 @@ from deploy import local
 from deploy.config import load
 from deploy.local import (
     StartError,
+    StopSignals,
     private_folder,
     private_redis,
     ready_message,
     require_free_port,
-    stop_signals_interrupt,
 )
 
 
@@ -51,7 +51,11 @@ def test_a_long_temporary_path_is_avoided_because_of_sockets(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_every_polite_signal_interrupts_and_is_given_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), stop_signals_interrupt():
+    with StopSignals() as stop:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        assert stop.requested
+        stop.ignore()
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
 
