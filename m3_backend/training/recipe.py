@@ -72,7 +72,7 @@ RECIPES = {
             "cpu",
             (
                 Stage("dense", "dense", steps=800, batch=128, side=168, lr=1e-3, matrix_lr=2e-3),
-                Stage("language-168", "language", steps=600, batch=128, side=168, scales=_QUARTER),
+                Stage("language-168", "language", steps=420, batch=128, side=168, scales=_QUARTER),
                 Stage(
                     "language-336",
                     "language",
