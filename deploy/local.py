@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 from deploy.config import Config
+from deploy.orphans import none_left
 from deploy.redis_server import PrivateRedis, RedisStartError, find_server
 
 # Ray's sockets lie some 70 characters deeper, and a socket's path has at most 107.
@@ -53,6 +54,7 @@ def serve_until_stopped(config: Config, say: Say, *, verbose: bool = False) -> N
     with StopSignals() as stop, ExitStack() as running:
         try:
             folder = running.enter_context(private_folder())
+            running.enter_context(none_left())
             if config.cache.redis == "private":
                 url = running.enter_context(private_redis(config, folder, say))
                 config = config.with_changes({"cache.redis": url})
