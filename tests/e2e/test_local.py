@@ -16,6 +16,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from deploy.config import load
+from deploy.predictors import load_predictor
 from tests.conftest import unused_port
 from tests.e2e.pictures import chat, messages, picture
 from tests.e2e.service import Service, run, sandbox, start, until
@@ -51,6 +53,13 @@ def test_it_says_where_it_is_and_what_to_send(service: Service) -> None:
     command = service.announcement[service.announcement.index("curl ") :]
     answer = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert '"object":"chat.completion"' in answer.stdout
+
+
+def test_requests_are_routed_by_the_predictor_that_ships(service: Service) -> None:
+    shipped = load_predictor(load("local.yaml"))
+    answer = post(service, chat(picture(next(seeds))))
+    assert answer.headers["x-m3-predictor"] == (shipped.version if shipped else "none")
+    assert (answer.headers["x-m3-p-sufficient"] == "none") == (shipped is None)
 
 
 def test_the_openai_client_gets_the_same_answer_streamed_and_whole(openai: OpenAI) -> None:
