@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ GOLDEN = Path(__file__).parents[1] / "m3_backend" / "golden"
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [Path(sys.executable).parent / "m3-router", *arguments],
+        env=os.environ | {"NO_COLOR": "1", "COLUMNS": "120"},
         capture_output=True,
         text=True,
         check=False,
