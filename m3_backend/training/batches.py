@@ -18,7 +18,7 @@ from m3_backend.training.recipe import PATCH, Stage
 from m3_backend.training.worlds import Picture, Question, draw
 
 # The easiest questions would otherwise fill a sixth of every batch.
-_SELDOM = {"background": 0.35, "document_kind": 0.35, "chart_kind": 0.35, "text_colour": 0.5}
+_SELDOM = {"background": 0.2, "document_kind": 0.35, "chart_kind": 0.35, "text_colour": 0.5}
 _CONVERSATIONS = 0.15
 NOT_WANTED = -100
 
@@ -62,7 +62,8 @@ class Batches(Dataset[Batch]):
         rng = Random(f"{self._seed}-{stage.name}-{step}")
         base = step * stage.batch
         pictures = [
-            draw("train", base + i, stage.side, seed=self._seed) for i in range(stage.batch)
+            draw("train", base + i, stage.side, seed=self._seed, mix=stage.mix)
+            for i in range(stage.batch)
         ]
         rows = [pack(self._tokenizer, _choose(p, self._questions, rng), rng) for p in pictures]
         text, blocks, positions, answers = zip(*rows, strict=True)

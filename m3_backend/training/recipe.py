@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from m3_backend.scales import M3_SCALES
+from m3_backend.training.worlds import MIX
 
 PATCH = 14
 
@@ -36,6 +37,7 @@ class Stage:
         side: picture side in pixels. Pictures of 168 px show a quarter of the grid at full detail.
         scales: sampling weight of each scale; a step draws one (an unbiased and several times
             cheaper estimate of the mean over scales that M3 trains with).
+        mix: share of pictures from each of the worlds.
         vision_lr: learning rate of the vision tower in a language stage; 0 freezes it.
         decay: share of the steps, at the end, over which the learning rate falls to zero.
     """
@@ -51,6 +53,7 @@ class Stage:
     warmup: int = 50
     decay: float = 0.4
     scales: dict[int, float] = field(default_factory=lambda: dict.fromkeys(M3_SCALES, 1.0))
+    mix: dict[str, float] = field(default_factory=lambda: dict(MIX))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,15 @@ class Recipe:
     seed: int = 0
 
 
+# Glyphs are what a small tower finds hardest, and only reading shows what fine scales are for.
+_GLYPHS = {"printing": 0.5, "handwriting": 0.2, "form": 0.08, "receipt": 0.04, "table": 0.04}
+_GLYPHS |= {"shapes": 0.08, "bars": 0.04, "photo": 0.02}
+# Small print in a quarter picture is beyond any scale: its answers would be noise to learn from.
+_LEGIBLE = {"shapes": 0.25, "dominant": 0.06, "handwriting": 0.16, "printing": 0.38, "form": 0.02}
+_LEGIBLE |= {"table": 0.02, "bars": 0.06, "lines": 0.02, "pie": 0.02, "photo": 0.01}
+
 _QUARTER = {1: 0.10, 9: 0.20, 36: 0.25, 144: 0.45}
+_QUARTER_FINE = {1: 0.05, 9: 0.10, 36: 0.25, 144: 0.60}
 _WHOLE = {1: 0.10, 9: 0.15, 36: 0.20, 144: 0.25, 576: 0.30}
 
 RECIPES = {
@@ -72,7 +83,16 @@ RECIPES = {
             "cpu",
             (
                 Stage("dense", "dense", steps=800, batch=128, side=168, lr=1e-3, matrix_lr=2e-3),
-                Stage("language-168", "language", steps=420, batch=128, side=168, scales=_QUARTER),
+                Stage("glyphs", "dense", steps=700, batch=128, side=168, mix=_GLYPHS),
+                Stage(
+                    "language-168",
+                    "language",
+                    steps=400,
+                    batch=128,
+                    side=168,
+                    scales=_QUARTER_FINE,
+                    mix=_LEGIBLE,
+                ),
                 Stage(
                     "language-336",
                     "language",

@@ -30,6 +30,11 @@ from m3_backend.training.worlds.canvas import CLASSES, NO_COLOUR
 
 _SAVE_EVERY_S = 120.0
 
+# Most of a picture is background or a large area of one thing; glyphs are small and many.
+CLASS_WEIGHTS = torch.tensor(
+    [0.1] + [1.0 if what.startswith(("printed", "handwritten")) else 0.3 for what in CLASSES[1:]]
+)
+
 
 class Run:
     """A training run in a folder: state.pt (to resume), metrics.jsonl, checkpoint/ (the result)."""
@@ -149,8 +154,7 @@ class Run:
 
     def _dense_loss(self, features: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         classes, colours = self.model.dense_logits(features)
-        weight = torch.ones(len(CLASSES), device=features.device)
-        weight[0] = 0.2  # most of a picture is background
+        weight = CLASS_WEIGHTS.to(features.device)
         class_loss = F.cross_entropy(
             classes.flatten(0, 2).float(), batch.classes.flatten(), weight=weight
         )

@@ -7,7 +7,7 @@ from everything trained on in exactly one named way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -20,19 +20,22 @@ from m3_backend.training.worlds.scene import SHIFTS, Question, Scene, Shift
 
 FULL_SIDE = 336
 
-# Pictures drawn per world, in proportion. Reading is what needs the most practice.
-_WORLDS: tuple[tuple[Callable[[Scene], None], float], ...] = (
-    (shapes.several, 0.20),
-    (shapes.dominant, 0.08),
-    (writing.handwriting, 0.12),
-    (writing.printing, 0.24),
-    (documents.receipt, 0.06),
-    (documents.form, 0.06),
-    (documents.table, 0.06),
-    (charts.bars, 0.08),
-    (charts.lines, 0.03),
-    (charts.pie, 0.03),
-    (photos.photograph, 0.04),
+WORLDS: dict[str, Callable[[Scene], None]] = {
+    "shapes": shapes.several,
+    "dominant": shapes.dominant,
+    "handwriting": writing.handwriting,
+    "printing": writing.printing,
+    "receipt": documents.receipt,
+    "form": documents.form,
+    "table": documents.table,
+    "bars": charts.bars,
+    "lines": charts.lines,
+    "pie": charts.pie,
+    "photo": photos.photograph,
+}
+# Share of pictures per world. Reading is what needs the most practice.
+MIX = dict(
+    zip(WORLDS, (0.20, 0.08, 0.12, 0.24, 0.06, 0.06, 0.06, 0.08, 0.03, 0.03, 0.04), strict=True)
 )
 
 
@@ -48,23 +51,31 @@ class Picture:
     shift: Shift
 
 
-def draw(split: str, index: int, side: int = FULL_SIDE, *, seed: int = 0) -> Picture:
+def draw(
+    split: str,
+    index: int,
+    side: int = FULL_SIDE,
+    *,
+    seed: int = 0,
+    mix: Mapping[str, float] = MIX,
+) -> Picture:
     """Picture number `index` of a split.
 
     Args:
         split: "train", or any held-out name; "shifted" draws pictures unlike those trained on.
         side: pixels; 336 is what the model sees.
+        mix: share of pictures from each of WORLDS.
     """
     name = f"{split}-{seed}-{index}"
     rng = Random(f"{name}-{side}" if split == "train" else name)
     shift: Shift = rng.choice(SHIFTS) if split == "shifted" else "none"
     scene = Scene(side, rng, shift, held_out_ink=split != "train")
-    worlds, weights = zip(*_WORLDS, strict=True)
-    rng.choices(worlds, weights)[0](scene)
+    world = rng.choices(list(mix), list(mix.values()))[0]
+    WORLDS[world](scene)
     if rng.random() < 0.5:
         scene.canvas.noise(rng.uniform(1, 9))
     classes, colours = scene.canvas.labels()
     return Picture(name, scene.canvas.image, tuple(scene.questions), classes, colours, shift)
 
 
-__all__ = ["FULL_SIDE", "Picture", "Question", "draw"]
+__all__ = ["FULL_SIDE", "MIX", "WORLDS", "Picture", "Question", "draw"]
