@@ -182,6 +182,15 @@ class Config(Section):
     ray: RayConfig = RayConfig()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    @model_validator(mode="after")
+    def private_redis_is_local(self) -> Config:
+        if self.cache.redis == "private" and self.ray.address != "local":
+            raise ValueError(
+                "cache.redis: a private Redis is for ray.address 'local'; give a URL that all "
+                "nodes reach, or 'none'"
+            )
+        return self
+
     @property
     def threads(self) -> int:
         """CPU threads of one model replica."""
@@ -244,7 +253,8 @@ def _merge(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 def _explain(location: tuple[int | str, ...], kind: str, message: str) -> str:
     key = ".".join(str(part) for part in location)
     if kind != "extra_forbidden":
-        return f"{key}: {message}."
+        said = message.removeprefix("Value error, ")
+        return f"{key}: {said}." if key else f"{said}."
     known = _fields_at(location[:-1])
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}."

@@ -6,30 +6,34 @@ folder of this user's own, which goes when they do.
 
 from __future__ import annotations
 
-import json
 import logging
-import mimetypes
 import os
 import re
 import secrets
-import shlex
 import shutil
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from deploy.announcement import ready_message
 from deploy.config import Config
 from deploy.orphans import none_left
 from deploy.redis_server import PrivateRedis, RedisStartError, find_server
 
 # Ray's sockets lie some 70 characters deeper, and a socket's path has at most 107.
 LONGEST_TEMP = 24
-EXAMPLES = Path(__file__).parents[1] / "examples"
+CONNECT_TIMEOUT_S = 5.0
+PATIENCE_S = 60.0
+STILL_STARTING = (
+    "Still starting. Large checkpoints take their time; if nothing happens, `ray status` tells "
+    "whether the cluster has the CPUs and GPUs that the replicas ask for."
+)
 MODULE_OF_ERROR = re.compile(r"^(\w+\.)+(?=\w+: )")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -60,7 +64,7 @@ def serve_until_stopped(config: Config, say: Say, *, verbose: bool = False) -> N
                 config = config.with_changes({"cache.redis": url})
             logs = running.enter_context(ray_session(config, folder, verbose=verbose))
             stop.listen()  # again: Ray has put its own handlers there
-            running.enter_context(application_running(config))
+            running.enter_context(application_running(config, say))
             say(ready_message(config, logs))
             while not stop.requested:
                 signal.pause()
@@ -114,6 +118,19 @@ def require_free_port(host: str, port: int) -> None:
                 f"Cannot listen on {host}:{port} ({error.strerror}). Stop what is listening "
                 "there, or choose another port with --port."
             ) from None
+
+
+def require_listener(address: str) -> None:
+    """Raises StartError if nothing listens at a "host:port", where Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdecimal()) or "/" in host:  # "auto", or "ray://..."
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise StartError(
+            f"No Ray at ray.address {address!r} ({error}). Start one, or name another."
+        ) from None
 
 
 @contextmanager
@@ -177,15 +194,20 @@ def ray_session(config: Config, folder: Path, *, verbose: bool) -> Iterator[Path
             "num_gpus": config.ray.num_gpus,
             "_temp_dir": str(folder),
         }
+    require_listener(config.ray.address)
     try:
-        ray.init(address=config.ray.address, namespace="serve", **options)
+        try:
+            ray.init(address=config.ray.address, namespace="serve", **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise StartError(f"No Ray at ray.address {config.ray.address!r}: {reason}") from None
         yield folder / "session_latest" / "logs" if local else None
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def application_running(config: Config) -> Iterator[None]:
+def application_running(config: Config, say: Say) -> Iterator[None]:
     """The Serve application, answering. Raises StartError if a replica does not start."""
     from ray import serve  # noqa: PLC0415 - after the environment is set
 
@@ -199,10 +221,14 @@ def application_running(config: Config) -> Iterator[None]:
         "request_timeout_s": config.router.request_timeout_s + 10,
     }
     serve.start(http_options=http, logging_config=LOGGING)
+    patience = threading.Timer(PATIENCE_S, say, [STILL_STARTING])
+    patience.start()
     try:
         serve.run(application(config), name=APP_NAME)
     except RuntimeError as error:
         raise StartError(_why_not_started(APP_NAME) or str(error)) from None
+    finally:
+        patience.cancel()
     try:
         yield
     finally:
@@ -221,38 +247,3 @@ def _why_not_started(app_name: str) -> str:
         for name, lines in reasons.items()
         for line in lines
     )
-
-
-def ready_message(config: Config, logs: Path | None) -> str:
-    """What the user sees when requests can be sent: where, and one to copy."""
-    host = "127.0.0.1" if config.serve.host in ("0.0.0.0", "::") else config.serve.host
-    url = f"http://{host}:{config.serve.port}"
-    where = f"Logs while it runs: {logs}\n" if logs else ""
-    return f"""
-m3-router is ready at {url} with {config.model.checkpoint}. Stop it with Ctrl-C.
-{where}Try it:
-
-{curl_request(url)}
-"""
-
-
-def curl_request(url: str) -> str:
-    """A request about an example picture, for a POSIX shell with curl."""
-    picture, question = example()
-    text = re.sub(r"[\\$`]", r"\\\g<0>", json.dumps({"type": "text", "text": question}))
-    kind = mimetypes.guess_type(picture)[0]
-    data = f"data:{kind};base64,$(base64 < {shlex.quote(picture)} | tr -d '\\n')"
-    return f"""curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d @- <<JSON
-{{"model": "m3-auto", "messages": [{{"role": "user", "content": [{text},
-  {{"type": "image_url", "image_url": {{"url": "{data}"}}}}]}}]}}
-JSON"""
-
-
-def example() -> tuple[str, str]:
-    """A picture, as one would type its path here, and a question about it."""
-    listing = EXAMPLES / "questions.jsonl"
-    if not listing.is_file():  # installed without the repository
-        return "photo.jpg", "What is in the picture?"
-    with listing.open(encoding="utf-8") as lines:
-        first = json.loads(next(lines))
-    return os.path.relpath(EXAMPLES / first["image"]), first["question"]

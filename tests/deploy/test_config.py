@@ -55,6 +55,7 @@ def test_changes_win_over_the_file_and_leave_the_rest(tmp_path: Path) -> None:
             "serve: {replica: {autoscaling: {min_replicas: 3, max_replicas: 2}}}",
             "serve.replica.autoscaling: ",
         ),
+        ("ray: {address: auto}", "cache.redis: a private Redis is for ray.address 'local'"),
         ("serve: [", "not valid YAML"),
         ("- a\n- list", "expected sections"),
     ],

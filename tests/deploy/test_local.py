@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from deploy.local import (
     StopSignals,
     private_folder,
     private_redis,
-    ready_message,
     require_free_port,
 )
+from tests.conftest import unused_port
 
 
 def test_a_taken_port_is_refused_and_a_free_one_is_not(free_port: int) -> None:
@@ -82,24 +82,15 @@ def test_a_redis_that_does_not_start_says_how_to_go_without(
         pass
 
 
-def test_the_ready_message_names_an_address_that_can_be_reached() -> None:
-    config = load("local.yaml", {"serve.host": "0.0.0.0", "serve.port": 8123})
-    message = ready_message(config, None)
-    assert message.count("http://127.0.0.1:8123") == 2
-
-
-def test_the_request_to_copy_is_valid_for_a_plain_shell(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Quotes, dollars and spaces in names and questions come through."""
-    (tmp_path / "a picture.png").write_bytes(bytes(range(256)) * 4)
-    (tmp_path / "questions.jsonl").write_text(
-        json.dumps({"image": "a picture.png", "question": 'Is "it" $HOME `date` \\ é?'})
+def test_a_ray_that_is_not_there_is_one_line() -> None:
+    """In a process of its own, because Ray reads the environment when it is imported."""
+    settings = ("--set", "ray.address=127.0.0.1:1", "--set", "cache.redis=none")
+    command = Path(sys.executable).parent / "m3-router"
+    refused = subprocess.run(
+        [command, "serve", *settings, "--port", str(unused_port())],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    monkeypatch.setattr(local, "EXAMPLES", tmp_path)
-    shell = "cat " + local.curl_request("http://nowhere")[len("curl ") :].partition("@- ")[2]
-    shown = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
-    body = json.loads(shown[shown.index("{") :])
-    text, image = body["messages"][0]["content"]
-    assert text["text"] == 'Is "it" $HOME `date` \\ é?'
-    assert image["image_url"]["url"].startswith("data:image/png;base64,AAECAwQF")
+    assert refused.returncode == 1
+    assert "No Ray at ray.address '127.0.0.1:1'" in refused.stderr.splitlines()[-1]

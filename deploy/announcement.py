@@ -1,0 +1,49 @@
+"""What the user sees when requests can be sent: where to, and one to copy."""
+
+from __future__ import annotations
+
+import json
+import mimetypes
+import os
+import re
+import shlex
+from pathlib import Path
+
+from deploy.config import Config
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def ready_message(config: Config, logs: Path | None) -> str:
+    """The address, where the logs are, and a request about an example picture."""
+    host = "127.0.0.1" if config.serve.host in ("0.0.0.0", "::") else config.serve.host
+    url = f"http://{host}:{config.serve.port}"
+    where = f"Logs while it runs: {logs}\n" if logs else ""
+    return f"""
+m3-router is ready at {url} with {config.model.checkpoint}. Stop it with Ctrl-C.
+{where}Try it:
+
+{curl_request(url)}
+"""
+
+
+def curl_request(url: str) -> str:
+    """A request about an example picture, for a POSIX shell with curl."""
+    picture, question = example()
+    text = re.sub(r"[\\$`]", r"\\\g<0>", json.dumps({"type": "text", "text": question}))
+    kind = mimetypes.guess_type(picture)[0]
+    data = f"data:{kind};base64,$(base64 < {shlex.quote(picture)} | tr -d '\\n')"
+    return f"""curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d @- <<JSON
+{{"model": "m3-auto", "messages": [{{"role": "user", "content": [{text},
+  {{"type": "image_url", "image_url": {{"url": "{data}"}}}}]}}]}}
+JSON"""
+
+
+def example() -> tuple[str, str]:
+    """A picture, as one would type its path here, and a question about it."""
+    listing = EXAMPLES / "questions.jsonl"
+    if not listing.is_file():  # installed without the repository
+        return "photo.jpg", "What is in the picture?"
+    with listing.open(encoding="utf-8") as lines:
+        first = json.loads(next(lines))
+    return os.path.relpath(EXAMPLES / first["image"]), first["question"]
