@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PACKAGES := m3_backend predictor router deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format bench clean
+.PHONY: help serve test check format bench tiny clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1|/' | column -t -s '|'
@@ -29,6 +29,9 @@ format: $(INSTALLED) ## rewrite the sources in the project's format
 
 bench: $(INSTALLED) ## the benchmarks; results under benchmarks/results
 	$(BIN)/python -m benchmarks $(ARGS)
+
+tiny: $(INSTALLED) ## train m3-tiny from nothing into runs/tiny (hours on a CPU; stopped runs go on)
+	$(BIN)/python -m m3_backend.training.train --out runs/tiny $(ARGS)
 
 clean: ## remove caches and build outputs; the environment stays (rm -r .venv removes it)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
