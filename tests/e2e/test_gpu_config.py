@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from deploy.config import load
 from tests.conftest import RedisServer, start_redis, unused_port
 from tests.e2e.pictures import chat, picture
 from tests.e2e.service import COMMAND, START_LIMIT_S, Sandbox, Service, run, sandbox, start, until
@@ -82,7 +83,7 @@ def misses(service: Service) -> list[float]:
 
 def test_there_is_one_replica_per_gpu(service: Service) -> None:
     assert len(service.metric("m3_replica_slots")) == GPUS
-    assert set(service.metric("m3_replica_slots").values()) == {64}
+    assert set(service.metric("m3_replica_slots").values()) == {load("gpu.yaml").model.max_batch}
 
 
 def test_requests_are_placed_on_both_replicas(service: Service) -> None:
