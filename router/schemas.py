@@ -15,6 +15,7 @@ from m3_backend.messages import CacheLevel, FinishReason, Sampling
 from router.errors import Code, from_validation
 
 Detail = Literal["auto", "low", "high"]
+MOST_TOKENS = 2**31 - 1  # more than any context; what an engine counts with stays in its range
 
 # Options of OpenAI's API that this service does not have, with the values that ask for nothing.
 # Clients send these by default; any other value is refused.
@@ -100,8 +101,8 @@ class ChatRequest(Request):
     messages: list[Message] = Field(min_length=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     temperature: float | None = Field(
         default=None, ge=0.0, le=2.0, description="0 (greedy) if left out."
     )

@@ -65,6 +65,8 @@ def test_json_that_is_no_object(body: bytes) -> None:
         ({"temperature": 2.1}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 2**31}, "max_tokens"),
+        ({"max_completion_tokens": 2**31}, "max_completion_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
         ({"stop": ""}, "stop"),
         ({"stop": list("abcde")}, "stop"),
