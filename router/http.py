@@ -1,6 +1,4 @@
-"""HTTP around RoutingService: routes, body limit, disconnects, and the one place where errors
-become JSON.
-"""
+"""HTTP around RoutingService: routes, body limit, disconnects, and errors as JSON."""
 
 from __future__ import annotations
 

@@ -38,6 +38,4 @@ class BackendPort(Protocol):
         """What the model is. Cheap: cached after the first call."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """Started, Deltas, Finished. `aclose()` before the end cancels the request on the
-        replica.
-        """
+        """Started, Deltas, Finished. `aclose()` before the end cancels it on the replica."""
