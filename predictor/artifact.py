@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -59,25 +59,61 @@ class Artifact:
 
 
 def save(artifact: Artifact, folder: Path, created: str) -> str:
-    """Write an artefact, replacing what is there; gives its version.
+    """Write an artefact, replacing the one that is there; gives its version.
+
+    The one that is there stays until the new one is complete, and comes back if that cannot take
+    its place.
 
     Args:
         created: when, in ISO 8601; not part of the version.
+
+    Raises:
+        ArtifactError: `folder` holds something else.
     """
+    require_replaceable(folder)
     files = _encode(artifact)
     content = _content(artifact, files)
     digest = _digest_of(content)
     manifest = {"sha256": digest, "created": created, "content": content}
     files[_MANIFEST] = json.dumps(manifest, indent=1, sort_keys=True).encode()
 
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, data in files.items():
-        (partial / name).write_bytes(data)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as workspace:
+        new, old = Path(workspace, "new"), Path(workspace, "old")
+        new.mkdir()
+        for name, data in files.items():
+            (new / name).write_bytes(data)
+        _exchange(new, folder, old)
     return digest[:_VERSION_DIGITS]
+
+
+def require_replaceable(folder: Path) -> None:
+    """Checked before anything is computed for `folder`, and again before anything is removed.
+
+    Raises:
+        ArtifactError: it is neither free, nor empty, nor an artefact.
+    """
+    if not folder.exists() or (folder / _MANIFEST).is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise ArtifactError(
+            f"{folder} exists and is not a predictor (it has no {_MANIFEST}); "
+            "it is left as it is, name a new folder."
+        )
+
+
+def _exchange(new: Path, folder: Path, old: Path) -> None:
+    """`new` becomes `folder`, and what was there becomes `old`; all on one file system."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
 
 
 def load(folder: Path) -> tuple[Artifact, str]:

@@ -47,8 +47,10 @@ def train(
         The artefact's version.
 
     Raises:
+        ArtifactError: `out` holds something that is not an artefact.
         OutcomesError: a table that cannot be used, or a split with too few pictures.
     """
+    artifacts.require_replaceable(out)
     table = read_outcomes(outcomes)
     features = open_images(
         images, table.image.tolist(), lambda done, total: progress("image features", done, total)

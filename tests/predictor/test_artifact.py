@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,47 @@ def test_saving_replaces_what_was_there(artifact: Artifact, tmp_path: Path) -> N
     artifacts.save(artifact, tmp_path / "p", DAY)
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == sorted(FILES)
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_what_is_no_artefact_is_left_alone(artifact: Artifact, tmp_path: Path) -> None:
+    folder, file, empty = (tmp_path / name for name in ("folder", "file", "empty"))
+    (folder / "photos").mkdir(parents=True)
+    file.touch()
+    empty.mkdir()
+    for path in (folder, file):
+        with pytest.raises(ArtifactError, match="not a predictor"):
+            artifacts.save(artifact, path, DAY)
+    artifacts.save(artifact, empty, DAY)
+    assert artifacts.load(empty)
+    assert (folder / "photos").is_dir() and file.is_file()
+    assert sorted(tmp_path.iterdir()) == [empty, file, folder]
+
+
+def test_the_old_artefact_outlives_a_failure_at_any_step(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renaming is the last resort of what can fail: each in turn does."""
+    version = artifacts.save(artifact, tmp_path / "p", DAY)
+    rename, calls = Path.rename, 0
+
+    def failing(which: int) -> Callable[[Path, Path], Path]:
+        def instead(source: Path, target: Path) -> Path:
+            nonlocal calls
+            calls += 1
+            if calls == which:
+                raise OSError("no space left")
+            return rename(source, target)
+
+        return instead
+
+    for which in (1, 2):
+        calls = 0
+        monkeypatch.setattr(Path, "rename", failing(which))
+        with pytest.raises(OSError, match="no space"):
+            artifacts.save(artifact, tmp_path / "p", "2027-01-01T00:00:00+00:00")
+        assert artifacts.load(tmp_path / "p")[1] == version
+        assert json.loads((tmp_path / "p" / "manifest.json").read_text())["created"] == DAY
+        assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from predictor.errors import OutcomesError
+from predictor.errors import ArtifactError, OutcomesError
 from predictor.evaluate import evaluate, lookup_curve
 from predictor.image_table import (
     ImageTable,
@@ -127,6 +127,12 @@ def test_too_few_pictures_are_refused(folder: Path, outcomes: OutcomeTable) -> N
     with pytest.raises(OutcomesError, match="at least 20 are needed"):
         train(folder / "few.parquet", table, folder / "never")
     assert not (folder / "never").exists()
+
+
+def test_a_folder_of_something_else_is_refused_before_training(folder: Path) -> None:
+    with pytest.raises(ArtifactError, match="not a predictor"):
+        train(folder / "no-outcomes.parquet", folder / "no-features.parquet", folder)
+    assert (folder / "outcomes.parquet").is_file()
 
 
 def test_features_come_from_a_folder_of_pictures_or_a_table(tmp_path: Path) -> None:
