@@ -5,6 +5,7 @@ Parsing is strict: what the service would not honour is refused by name, never i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
@@ -33,6 +34,17 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "store": (None, False),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
+}
+
+# The same inside a message. OpenAI's clients send an answer back whole when a conversation goes on.
+NEUTRAL_VALUES_OF_MESSAGE: dict[str, tuple[Any, ...]] = {
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "name": (None,),
+    "parsed": (None,),
+    "refusal": (None,),
+    "tool_calls": (None, []),
 }
 
 
@@ -153,8 +165,10 @@ def parse_chat_request(body: bytes) -> ChatRequest:
         raise InvalidRequestError(
             "The request body is not valid JSON.", code=Code.INVALID_JSON
         ) from None
-    if isinstance(document, dict):
-        document = {k: v for k, v in document.items() if not _asks_for_nothing(k, v)}
+    document = _without_neutral(document, NEUTRAL_VALUES)
+    if isinstance(document, dict) and isinstance(document.get("messages"), list):
+        messages = document["messages"]
+        document["messages"] = [_without_neutral(m, NEUTRAL_VALUES_OF_MESSAGE) for m in messages]
     try:
         request = ChatRequest.model_validate(document)
     except ValidationError as error:
@@ -163,8 +177,13 @@ def parse_chat_request(body: bytes) -> ChatRequest:
     return request
 
 
-def _asks_for_nothing(name: str, value: object) -> bool:
-    return any(value == neutral for neutral in NEUTRAL_VALUES.get(name, ()))
+def _without_neutral(document: Any, neutral: Mapping[str, tuple[Any, ...]]) -> Any:
+    """A copy of an object without the options that ask for nothing; anything else as it is."""
+    if not isinstance(document, dict):
+        return document
+    return {
+        k: v for k, v in document.items() if all(v != nothing for nothing in neutral.get(k, ()))
+    }
 
 
 def _check_combinations(request: ChatRequest) -> None:

@@ -49,6 +49,18 @@ def test_the_clients_own_stream_helper(served: str) -> None:
     assert final.choices[0].message.content == TEXT
 
 
+def test_an_answer_is_sent_back_as_it_came(served: str) -> None:
+    """How people keep a conversation going: the client's own message object, whole."""
+    completions = client(served).chat.completions
+    body = chat()
+    with completions.stream(**body) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    for first in (completions.create(**body).choices[0].message, streamed):
+        messages = [*body["messages"], first, {"role": "user", "content": "And its size?"}]
+        second = completions.create(model="m3-auto", messages=messages)
+        assert second.choices[0].message.content == TEXT
+
+
 async def test_async(served: str) -> None:
     async with openai.AsyncOpenAI(base_url=f"{served}/v1", api_key="unused") as asynchronous:
         whole = await asynchronous.chat.completions.create(**chat())

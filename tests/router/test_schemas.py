@@ -7,8 +7,13 @@ import pytest
 
 from m3_backend.errors import ServiceError
 from m3_backend.messages import Sampling
-from router.schemas import NEUTRAL_VALUES, ChatRequest, parse_chat_request
-from tests.router.support import chat
+from router.schemas import (
+    NEUTRAL_VALUES,
+    NEUTRAL_VALUES_OF_MESSAGE,
+    ChatRequest,
+    parse_chat_request,
+)
+from tests.router.support import chat, user
 
 
 def parse(**options: Any) -> ChatRequest:
@@ -98,6 +103,10 @@ def test_the_field_at_fault_is_named(options: dict[str, Any], param: str) -> Non
         ({"no_such_option": None}, "no_such_option"),
         ({"m3": {"scales": [1]}}, "m3.scales"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "y"}]}]},
+            "messages[0].tool_calls",
+        ),
     ],
 )
 def test_what_would_not_be_honoured_is_refused_by_name(options: dict[str, Any], param: str) -> None:
@@ -110,6 +119,14 @@ def test_what_would_not_be_honoured_is_refused_by_name(options: dict[str, Any], 
 )
 def test_options_that_ask_for_nothing_are_accepted(name: str, value: object) -> None:
     assert parse(**{name: value}) == parse()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(n, v) for n, values in NEUTRAL_VALUES_OF_MESSAGE.items() for v in values]
+)
+def test_so_are_those_of_a_message(name: str, value: object) -> None:
+    message = user("x")
+    assert parse(messages=[message | {name: value}]) == parse(messages=[message])
 
 
 def test_sampling_is_greedy_unless_asked_otherwise() -> None:
