@@ -11,7 +11,8 @@ class ImageLimits(BaseModel):
     """What an uploaded picture may be. Checked on the file's header, before a pixel is decoded.
 
     `max_side` is there because the model pads a picture to a square: one of 50,000 × 10 pixels is
-    small until then.
+    small until then. `max_total_pixels` bounds the decoding that one request can ask for: a few
+    kilobytes of file may hold any number of pixels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -22,6 +23,9 @@ class ImageLimits(BaseModel):
         default=12_000, gt=0, description="Pixels of the longer side of one image."
     )
     max_count: int = Field(default=16, gt=0, description="Images in one conversation.")
+    max_total_pixels: int = Field(
+        default=100_000_000, gt=0, description="Width × height of all images of a conversation."
+    )
 
 
 class RouterConfig(BaseModel):

@@ -52,8 +52,9 @@ def read_conversation(messages: Sequence[Message], limits: ImageLimits) -> Conve
     """The conversation of a request, every image checked by its header.
 
     Raises:
-        InvalidRequestError: `no_image`, `too_many_images`, `empty_question`, an image outside a
-            user message, or a conversation that does not end with the user.
+        InvalidRequestError: `no_image`, `too_many_images`, `image_too_large` (all together),
+            `empty_question`, an image outside a user message, or a conversation that does not end
+            with the user.
         InvalidImageError: see `read_image`.
     """
     pictures: list[tuple[ImagePart, str]] = []
@@ -83,12 +84,20 @@ def read_conversation(messages: Sequence[Message], limits: ImageLimits) -> Conve
             code=Code.TOO_MANY_IMAGES,
             param="messages",
         )
+    question = _question(turns)
+    images = tuple(read_image(part.image_url.url, limits, f"{name}.url") for part, name in pictures)
+    pixels = sum(image.width * image.height for image in images)
+    if pixels > limits.max_total_pixels:
+        raise InvalidRequestError(
+            f"The images have {pixels:,} pixels together; at most {limits.max_total_pixels:,} are "
+            "allowed. Scale them down.",
+            code=Code.IMAGE_TOO_LARGE,
+            param="messages",
+        )
     return Conversation(
         turns=tuple(turns),
-        question=_question(turns),
-        images=tuple(
-            read_image(part.image_url.url, limits, f"{name}.url") for part, name in pictures
-        ),
+        question=question,
+        images=images,
         details=tuple(part.image_url.detail for part, _ in pictures),
         params=tuple(f"{name}.url" for _, name in pictures),
     )

@@ -9,7 +9,7 @@ from m3_backend.messages import ImageSlot, Turn
 from router.config import ImageLimits
 from router.conversation import Conversation, read_conversation
 from router.schemas import ChatRequest
-from tests.router.support import image_part, picture, user
+from tests.router.support import image_part, picture, png_header, user
 
 IMAGE = image_part()
 
@@ -65,6 +65,19 @@ def test_no_image() -> None:
 def test_too_many_images() -> None:
     assert read(user(IMAGE, IMAGE, "?"), max_count=2)
     assert refusal(user(IMAGE, IMAGE, IMAGE, "?"), max_count=2).code == "too_many_images"
+
+
+def test_too_many_pixels_in_all_images_together() -> None:
+    image = image_part(picture(size=(10, 10)))
+    assert read(user(image, image, "?"), max_total_pixels=200)
+    error = refusal(user(image, image, "?"), max_total_pixels=199)
+    assert (error.code, error.param) == ("image_too_large", "messages")
+
+
+def test_the_shipped_limits_bound_the_pixels_of_a_request() -> None:
+    big = image_part(png_header(7000, 7000))
+    assert read(user(big, big, "?"))
+    assert refusal(user(big, big, big, "?")).code == "image_too_large"
 
 
 def test_images_stand_in_user_messages() -> None:
