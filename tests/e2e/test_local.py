@@ -5,6 +5,7 @@ One service for the whole module; the tests that break it come last, in the orde
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from deploy.announcement import EXAMPLES
 from deploy.config import load
 from deploy.predictors import load_predictor
 from tests.conftest import unused_port
@@ -80,6 +82,30 @@ def test_the_openai_client_gets_the_same_answer_streamed_and_whole(openai: OpenA
     assert whole.usage is not None
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def example_answers(service: Service, model: str) -> list[tuple[str, str]]:
+    """Scale and answer of every example question."""
+    rows = [json.loads(line) for line in (EXAMPLES / "questions.jsonl").read_text().splitlines()]
+    answers = []
+    for row in rows:
+        image = (EXAMPLES / row["image"]).read_bytes()
+        body = chat(image, question=row["question"], model=model, max_tokens=16)
+        reply = post(service, body)
+        text = reply.json()["choices"][0]["message"]["content"]
+        answers.append((reply.headers["x-m3-scale"], text))
+    assert len(answers) >= 12
+    return answers
+
+
+def test_the_examples_get_several_scales(service: Service) -> None:
+    assert len({scale for scale, _ in example_answers(service, "m3-auto")}) >= 3
+
+
+def test_what_an_example_answers_depends_on_the_scale(service: Service) -> None:
+    coarse = [text for _, text in example_answers(service, "m3-1")]
+    fine = [text for _, text in example_answers(service, "m3-576")]
+    assert sum(a != b for a, b in zip(coarse, fine, strict=True)) >= 2
 
 
 def test_a_repeated_image_is_not_encoded_again(service: Service) -> None:
