@@ -28,6 +28,9 @@ MAX_PIXELS = (
     100_000_000  # the router's own limit is lower; this one guards a replica used without it
 )
 
+_MAX_CANVAS = 4 * MAX_PIXELS  # a canvas takes no memory, but resizing this one takes seconds
+_STRIP_PIXELS = 1 << 22
+
 _REVISION = 1  # part of the processor identity: raise it when the same bytes give other pixels
 
 Pixels = npt.NDArray[np.float32]
@@ -59,12 +62,15 @@ class ImagePreprocessing:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def pixels(self, image: Image.Image) -> Pixels:
-        """An RGB picture as float32 [tiles, 3, side, side]; one tile unless `fit` is "tiles"."""
+        """An RGB picture as float32 [tiles, 3, side, side]; one tile unless `fit` is "tiles".
+
+        Raises:
+            InvalidImageError: it is so much longer than wide that fitting it takes too much memory.
+        """
         if self.fit == "tiles":
             views = self._tiles(image)
         elif self.fit == "pad":
-            square = _pad_to_square(image, tuple(int(channel * 255) for channel in self.mean))
-            views = [square.resize((self.side, self.side), self._filter)]
+            views = [self._padded(image)]
         else:
             views = [self._centre(image)]
         stacked = np.stack([np.asarray(view, dtype=np.float32) for view in views])
@@ -76,12 +82,35 @@ class ImagePreprocessing:
     def _filter(self) -> Image.Resampling:
         return Image.Resampling(self.resample)
 
+    def _padded(self, image: Image.Image) -> Image.Image:
+        """The square canvas of the longer side, resized, without that canvas ever being there.
+
+        Pillow resizes rows first, rounds them to eight bits and resizes columns then. So the rows
+        can be padded and resized a few at a time, and those without picture are known: the result
+        is the same to the bit.
+        """
+        width, height = image.size
+        longer = max(width, height)
+        if longer**2 > _MAX_CANVAS:
+            raise _too_elongated(image)
+        left, top = (longer - width) // 2, (longer - height) // 2
+        colour = tuple(int(channel * 255) for channel in self.mean)
+        rows = Image.new("RGB", (self.side, longer), colour)
+        step = max(1, _STRIP_PIXELS // longer)
+        for first in range(0, height, step):
+            last = min(first + step, height)
+            strip = Image.new("RGB", (longer, last - first), colour)
+            strip.paste(image.crop((0, first, width, last)), (left, 0))
+            rows.paste(strip.resize((self.side, last - first), self._filter), (0, top + first))
+        return rows.resize((self.side, self.side), self._filter)
+
     def _centre(self, image: Image.Image) -> Image.Image:
         width, height = image.size
         shorter = min(width, height)
-        resized = image.resize(
-            (int(self.side * width / shorter), int(self.side * height / shorter)), self._filter
-        )
+        size = int(self.side * width / shorter), int(self.side * height / shorter)
+        if size[0] * size[1] > MAX_PIXELS:
+            raise _too_elongated(image)
+        resized = image.resize(size, self._filter)
         left, top = (resized.width - self.side) // 2, (resized.height - self.side) // 2
         return resized.crop((left, top, left + self.side, top + self.side))
 
@@ -131,11 +160,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    width, height = image.size
-    if width == height:
-        return image
-    side = max(width, height)
-    square = Image.new("RGB", (side, side), colour)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
+def _too_elongated(image: Image.Image) -> InvalidImageError:
+    return InvalidImageError(
+        f"The image's sides, {image.width}×{image.height} pixels, are too unequal for this model; "
+        "cut it to a less elongated shape."
+    )

@@ -6,12 +6,13 @@ import io
 import struct
 import zlib
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from m3_backend import preprocess
 from m3_backend.checkpoint import Checkpoint
 from m3_backend.errors import InvalidImageError
 from m3_backend.preprocess import FORMATS, decode_image
@@ -70,6 +71,11 @@ def test_the_first_frame_of_an_animation_counts() -> None:
     assert decode_image(data).getpixel((4, 4)) == (255, 0, 0)
 
 
+def noise(size: tuple[int, int]) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
 def huge_png_header(side: int) -> bytes:
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + header
@@ -107,6 +113,52 @@ def test_padding_has_the_mean_colour_and_the_picture_stays_in_the_middle(
     assert pixels.shape == (1, 3, 336, 336)
     assert np.abs(pixels[0, :, :100]).max() < 0.02  # the mean, normalised
     assert pixels[0, :, 168].min() > 1.5
+
+
+@pytest.mark.parametrize("resample", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "size", [(640, 480), (480, 641), (1001, 17), (3, 2500), (336, 336), (336, 90), (50, 50), (1, 7)]
+)
+def test_padding_by_strips_is_padding_as_the_reference_does_it(
+    size: tuple[int, int], resample: int, llava15: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "_STRIP_PIXELS", 100_000)  # so that there are several
+    own = replace(llava15.preprocessing, fit="pad", resample=resample)
+    image = noise(size)
+    longer = max(size)
+    canvas = Image.new("RGB", (longer, longer), tuple(int(mean * 255) for mean in own.mean))
+    canvas.paste(image, ((longer - size[0]) // 2, (longer - size[1]) // 2))
+    assert np.array_equal(own.pixels(image), own.pixels(canvas))
+    resized = np.asarray(canvas.resize((336, 336), Image.Resampling(resample)), np.float32)
+    reference = (resized * np.float32(1 / 255) - np.float32(own.mean)) / np.float32(own.std)
+    assert np.array_equal(own.pixels(image)[0], reference.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("fit", "size"),
+    [("crop", (12_000, 1)), ("crop", (1, 12_000)), ("pad", (90_000, 1)), ("pad", (1, 90_000))],
+)
+def test_pictures_that_would_fill_the_memory_are_refused(
+    fit: Literal["pad", "crop"], size: tuple[int, int], llava15: Checkpoint
+) -> None:
+    with pytest.raises(InvalidImageError, match="elongated"):
+        replace(llava15.preprocessing, fit=fit).pixels(Image.new("RGB", size))
+
+
+def test_padding_never_holds_the_square(
+    llava15: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12,000 × 12,000 pixels would be 430 MB."""
+    image, largest, new = noise((12_000, 20)), 0, Image.new
+
+    def measured(mode: str, size: tuple[int, int], *colour: Any) -> Image.Image:
+        nonlocal largest
+        largest = max(largest, size[0] * size[1])
+        return new(mode, size, *colour)
+
+    monkeypatch.setattr(Image, "new", measured)
+    replace(llava15.preprocessing, fit="pad").pixels(image)
+    assert 0 < largest <= 12_000 * 400
 
 
 def test_cropping_keeps_the_middle_of_the_longer_side(llava15: Checkpoint) -> None:
