@@ -14,10 +14,11 @@ from torch import Tensor
 
 from m3_backend.checkpoint import Checkpoint, open_checkpoint
 from m3_backend.errors import CheckpointError
+from m3_backend.messages import digest_of
 from m3_backend.prompt import VICUNA_SYSTEM
 from m3_backend.scales import image_tokens
 from m3_backend.verify import verify
-from m3_backend.weights import weight_files
+from m3_backend.weights import identity_of, weight_files
 from tests.m3_backend.support import (
     LLAVA15,
     NEXT,
@@ -255,6 +256,25 @@ def test_the_identity_follows_weights_and_config(original: Path) -> None:
     edit_weights(original, nudge)
     with_other_weights = open_checkpoint(original, device="cpu").identity
     assert len({identity, with_other_config, with_other_weights}) == 3
+
+
+def test_the_identity_covers_every_byte_of_large_files(tmp_path: Path) -> None:
+    large, small = tmp_path / "model.safetensors", tmp_path / "b.safetensors"
+    small.write_bytes(b"small")
+    with large.open("wb") as file:
+        file.truncate(65 << 20)
+    identities = {identity_of((large, small), b"settings")}
+    with large.open("r+b") as file:
+        for offset in (100_000, 33 << 20):
+            file.seek(offset)
+            file.write(b"x")
+            file.flush()
+            identities.add(identity_of((large, small), b"settings"))
+    assert len(identities) == 3
+    parts = [len(b"settings").to_bytes(8, "little"), b"settings"]
+    parts += [(65 << 20).to_bytes(8, "little"), large.read_bytes()]
+    parts += [len(b"small").to_bytes(8, "little"), b"small"]
+    assert identity_of((large, small), b"settings") == digest_of(b"".join(parts))
 
 
 def test_pinpoints_keep_the_layouts_order_and_orientation(
