@@ -16,7 +16,8 @@ from redis.retry import Retry
 from m3_backend.breaker import CircuitBreaker
 
 _PREFIX = b"m3:features:"
-_THREADS = 4
+_READERS = 4
+_WRITERS = 2
 _PENDING_WRITES = 32
 
 
@@ -28,7 +29,8 @@ class RedisStore:
     """Reads wait at most for the time they are given; writes happen behind the caller's back.
 
     A socket time-out alone would not bound a read (a server that drips bytes renews it with each
-    one), so reads run on threads of this store and are abandoned when their time is up.
+    one), so reads run on threads of this store and are abandoned when their time is up. Writes have
+    threads of their own: however many are pending, none delays a read.
 
     Args:
         ttl_s: seconds a value lives, so that Redis may evict it (`volatile-lfu`).
@@ -50,7 +52,8 @@ class RedisStore:
             retry=Retry(NoBackoff(), 0),  # the client's default would wait for seconds
         )
         self._ttl_s = ttl_s
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="feature-redis")
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="feature-read")
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="feature-write")
         self._writes = threading.BoundedSemaphore(_PENDING_WRITES)
         self._lock = threading.Lock()
         self.breaker = CircuitBreaker(clock)
@@ -67,16 +70,16 @@ class RedisStore:
             timeout_s: for everything together.
 
         Raises:
-            StoreUnavailableError: which of the two it was is in the counters.
+            StoreUnavailableError: `errors` counts it unless Redis was not even asked.
         """
         if not self.breaker.allows():
             raise StoreUnavailableError
-        future = self._threads.submit(self._fetch, candidates)
+        future = self._readers.submit(self._fetch, candidates)
         try:
             found = future.result(timeout_s)
         except (redis.RedisError, OSError, FutureTimeoutError) as error:
-            future.cancel()
-            self._failed()
+            if not future.cancel():  # if it was still queued, Redis never saw it
+                self._failed()
             raise StoreUnavailableError from error
         self.breaker.succeeded()
         return found
@@ -97,7 +100,7 @@ class RedisStore:
         """Write in the background; dropped while Redis is down or too many writes are pending."""
         if not self.breaker.allows() or not self._writes.acquire(blocking=False):
             return
-        future = self._threads.submit(
+        future = self._writers.submit(
             lambda: self._client.set(_PREFIX + key, make_value(), ex=self._ttl_s)
         )
         future.add_done_callback(self._stored)
@@ -126,5 +129,6 @@ class RedisStore:
         self._writes.release(_PENDING_WRITES)
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._readers, self._writers):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
