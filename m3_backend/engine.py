@@ -58,6 +58,7 @@ from m3_backend.stats import EngineStats
 _log = logging.getLogger(__name__)
 
 _CACHE_BYTES = 256 << 20
+_FATAL_FAILURES = 3  # one request that the model cannot take looks like a lost device, too
 
 
 class Engine(Protocol):
@@ -151,6 +152,7 @@ class TorchEngine:
         self._jobs: set[Job] = set()  # all between submission and their last event
         self._arrivals: list[Job] = []
         self._closing = False
+        self._failures = 0  # of the device, since the last step that gave anything
         self._pool = ThreadPoolExecutor(settings.preparation_threads, thread_name_prefix="prepare")
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
@@ -285,6 +287,8 @@ class TorchEngine:
         except Exception:
             _log.exception("a request could not be prepared")
             self._end(job, BackendError("The model could not read this request."))
+            if job.prompt_tokens:  # it was measured, so this happened on the device
+                self._device_failed()
         else:
             with self._wake:
                 self._arrivals.append(job)
@@ -297,6 +301,11 @@ class TorchEngine:
             while self._collect():
                 step = self._scheduler.schedule()
                 outcomes, failed = self._run(step)
+                if outcomes:
+                    with self._wake:
+                        self._failures = 0
+                elif failed:
+                    self._device_failed()
                 self._emit(outcomes, failed)
         except Exception:
             _log.exception("the engine stopped: its slots can no longer be trusted")
@@ -445,6 +454,15 @@ class TorchEngine:
                 return
             self._jobs.remove(job)
         job.deliver(last)
+
+    def _device_failed(self) -> None:
+        """Stop once that is all it does, so that the replica is replaced."""
+        with self._wake:
+            self._failures += 1
+            if self._failures == _FATAL_FAILURES:
+                _log.error("the engine stops: the device failed %d times in a row", self._failures)
+                self._closing = True
+                self._wake.notify()
 
     def _check_wanted(self, job: Job) -> None:
         if job.cancelled:

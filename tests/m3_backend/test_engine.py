@@ -504,6 +504,72 @@ async def test_an_engine_whose_slots_are_lost_stops_and_says_so(
         await collect(engine.generate(request()))
 
 
+@pytest.mark.parametrize("part", ["prefill", "embed", "encode"])
+async def test_an_engine_whose_device_is_lost_stops_and_says_so(
+    part: str, speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(speaking)
+
+    def lost(*_: Any) -> Tensor:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(engine._runner, part, lost)
+    for _ in range(2):
+        with pytest.raises(BackendError):
+            await collect(engine.generate(request()))
+    assert engine.stats().running == 0
+    with pytest.raises(BackendError):
+        await collect(engine.generate(request()))
+    engine._thread.join(30)
+    with pytest.raises(BackendError, match="replaced"):
+        engine.stats()
+    with pytest.raises(BackendError, match="shutting down"):
+        await collect(engine.generate(request()))
+
+
+async def test_requests_in_flight_end_with_the_lost_device(
+    speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(speaking, max_batch=1)
+    attempts = []
+
+    def lost(*_: Any) -> Tensor:
+        attempts.append(1)
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(engine._runner, "prefill", lost)
+    asked = [collect(engine.generate(request())) for _ in range(8)]
+    async with asyncio.timeout(30):
+        results = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(result, BackendError) for result in results)
+    assert len(attempts) == 3
+
+
+async def test_failures_between_successes_stop_nothing(
+    speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(speaking)
+    prefill = engine._runner.prefill
+
+    def crash_when_long(prompts: list[Tensor], first: int) -> Tensor:
+        if len(prompts[0]) > 400:
+            raise RuntimeError("no memory")
+        return prefill(prompts, first)
+
+    monkeypatch.setattr(engine._runner, "prefill", crash_when_long)
+    for scale in (576, 576, 9, 576, 576, 9):
+        answer = collect(engine.generate(request(scale=scale)))
+        if scale == 576:
+            with pytest.raises(BackendError):
+                await answer
+        else:
+            assert len(tokens_of(await answer)) == 12
+    for _ in range(3):  # a bad question is not the device's fault
+        with pytest.raises(BackendError):
+            await collect(engine.generate(request("\ud800")))
+    await until_idle(engine)
+
+
 async def test_the_engine_knows_its_own_costs(engine: TorchEngine) -> None:
     costs = engine.info.costs
     assert costs.encode_ms > 0 and costs.decode_token_ms > 0 and costs.prefill_ms(576) > 0
