@@ -277,11 +277,14 @@ class TorchEngine:
         return max(1.0, steps * self._info.costs.decode_token_ms / 1e3)
 
     def _prepare(self, job: Job) -> None:
+        check_wanted = partial(self._check_wanted, job)
         try:
-            self._check_wanted(job)
+            check_wanted()
             prompt, per_image, room = self._preparation.measure(job.work)
             job.prompt_tokens = prompt.length(per_image)
-            job.prepared = self._preparation.prepare(job.work, prompt, per_image, room)
+            job.prepared = self._preparation.prepare(
+                job.work, prompt, per_image, room, check_wanted
+            )
         except ServiceError as error:
             self._end(job, error)
         except Exception:

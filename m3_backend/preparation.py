@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -65,20 +66,31 @@ class Preparation:
         return prompt, per_image, self._context - length
 
     def prepare(
-        self, work: Work, prompt: Prompt, per_image: tuple[int, ...], room: int
+        self,
+        work: Work,
+        prompt: Prompt,
+        per_image: tuple[int, ...],
+        room: int,
+        check_wanted: Callable[[], None],
     ) -> Prepared:
         """Features and embeddings, after `measure` found nothing to refuse.
+
+        Args:
+            check_wanted: called before each image; what it raises ends the preparation.
 
         Raises:
             InvalidImageError: an image that does not decode.
         """
-        lookups = tuple(
-            self._cache.get(self._source(image, work.salt), scale, partial(self._encode, image))
-            for image, scale in zip(work.images, work.scales, strict=True)
-        )
+        lookups = []
+        for image, scale in zip(work.images, work.scales, strict=True):
+            check_wanted()  # not within the encoding: other requests may be waiting for it
+            source = self._source(image, work.salt)
+            lookups.append(self._cache.get(source, scale, partial(self._encode, image)))
         features = [lookup.features for lookup in lookups]
         embeddings = self._runner.embed(prompt, work.images, features)
-        return Prepared(embeddings, per_image, lookups, min(work.sampling.max_tokens or room, room))
+        return Prepared(
+            embeddings, per_image, tuple(lookups), min(work.sampling.max_tokens or room, room)
+        )
 
     def _source(self, image: ImageInput, salt: str) -> FeatureSource:
         checkpoint = self._checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -376,6 +377,51 @@ async def test_deadlines_hold_before_and_during_generation(
             if isinstance(event, Delta):
                 now[0] = 1002.0
     await until_idle(engine)
+
+
+async def test_images_are_not_encoded_once_the_deadline_has_passed(
+    speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    engine = new_engine(speaking, wall=lambda: now[0])
+    encode = engine._runner.encode
+
+    def slow(image: ImageInput) -> Tensor:
+        now[0] = 1002.0
+        return encode(image)
+
+    monkeypatch.setattr(engine._runner, "encode", slow)
+    turns = (Turn("user", (ImageSlot(0), ImageSlot(1), ImageSlot(2), "Compare.")),)
+    images = (picture(1), picture(2), picture(3))
+    with pytest.raises(DeadlineExceededError):
+        await collect(
+            engine.generate(GenerationRequest("r", turns, images, (1, 1, 1), deadline=1001.0))
+        )
+    assert engine.stats().cache.encodes == 1
+
+
+async def test_images_are_not_encoded_once_the_caller_has_gone(
+    speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(speaking)
+    encode, begun, gone = engine._runner.encode, threading.Event(), threading.Event()
+
+    def waits(image: ImageInput) -> Tensor:
+        begun.set()
+        assert gone.wait(30)
+        return encode(image)
+
+    monkeypatch.setattr(engine._runner, "encode", waits)
+    turns = (Turn("user", (ImageSlot(0), ImageSlot(1), "Compare.")),)
+    asked = GenerationRequest("r", turns, (picture(1), picture(2)), (1, 1))
+    task = asyncio.ensure_future(collect(engine.generate(asked)))
+    await asyncio.to_thread(begun.wait, 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    gone.set()
+    await until_idle(engine)
+    assert engine.stats().cache.encodes == 1
 
 
 @pytest.mark.parametrize(
