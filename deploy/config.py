@@ -197,6 +197,14 @@ class Config(Section):
         return self.model.threads or max(1, int(self.serve.replica.num_cpus))
 
     @property
+    def http_timeout_s(self) -> float:
+        """Seconds that Serve's HTTP proxy gives a request.
+
+        Requests have their own, earlier deadline; this is for what gets stuck before it is read.
+        """
+        return self.router.request_timeout_s + 10
+
+    @property
     def redis_url(self) -> str | None:
         """The Redis that replicas share, if there is one. (A private one has its URL put here.)"""
         return None if self.cache.redis in ("private", "none") else self.cache.redis

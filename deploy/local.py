@@ -217,8 +217,7 @@ def application_running(config: Config, say: Say) -> Iterator[None]:
     http = {
         "host": config.serve.host,
         "port": config.serve.port,
-        # Requests have their own deadline; this is for one that gets stuck before it is read.
-        "request_timeout_s": config.router.request_timeout_s + 10,
+        "request_timeout_s": config.http_timeout_s,
     }
     serve.start(http_options=http, logging_config=LOGGING)
     patience = threading.Timer(PATIENCE_S, say, [STILL_STARTING])

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 
-from m3_backend.errors import BackendError, InvalidImageError
+from m3_backend.errors import BackendError, DeadlineExceededError, InvalidImageError
 from m3_backend.messages import (
     Delta,
     Event,
@@ -112,7 +113,8 @@ class RoutingService:
         """
         deadline = self._clock() + self.config.request_timeout_s
         plan = await self.plan(body, trace)
-        events = self._backend.generate(self._generation_request(plan, trace.request_id, deadline))
+        request = self._generation_request(plan, trace.request_id, deadline)
+        events = self._until(deadline, self._backend.generate(request))
         try:
             started = await anext(events, None)
             if not isinstance(started, Started):
@@ -141,6 +143,31 @@ class RoutingService:
     def close(self) -> None:
         """Gives the threads back. Requests under way end with an error."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _until(
+        self, deadline: float, events: AsyncGenerator[Event, None]
+    ) -> AsyncGenerator[Event, None]:
+        """`events`, closed at the deadline. A replica watches it too, but only one that answers.
+
+        Raises:
+            DeadlineExceededError: it passed before the next event.
+        """
+        async with aclosing(events):
+            while True:
+                limit = asyncio.timeout(deadline - self._clock())
+                try:
+                    async with limit:
+                        event = await anext(events, None)
+                except TimeoutError:
+                    if not limit.expired():  # not ours
+                        raise
+                    raise DeadlineExceededError(
+                        "The answer was not complete within the service's time limit; ask for "
+                        "fewer tokens, or try again."
+                    ) from None
+                if event is None:
+                    return
+                yield event
 
     def _plan(self, body: bytes, info: ModelInfo) -> Plan:
         """All CPU work of routing in one go, on one thread."""

@@ -77,7 +77,6 @@ def test_serve_config_files_say_the_same_as_ours(name: str) -> None:
     config = load(application.args["config"])
     assert application.import_path == "deploy.app:build"
     assert application.name == APP_NAME
-    assert (schema.http_options.host, schema.http_options.port) == (
-        config.serve.host,
-        config.serve.port,
-    )
+    http = schema.http_options
+    assert (http.host, http.port) == (config.serve.host, config.serve.port)
+    assert http.request_timeout_s == config.http_timeout_s

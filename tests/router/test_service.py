@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from contextlib import aclosing
@@ -10,6 +11,7 @@ import pytest
 
 from m3_backend.errors import (
     BackendError,
+    DeadlineExceededError,
     InvalidImageError,
     OverloadedError,
     ServiceError,
@@ -150,6 +152,41 @@ async def test_closing_an_answer_ends_it_on_the_replica(taken: int) -> None:
             await anext(events)
         assert not backend.closed.is_set()
     assert backend.closed.is_set()
+
+
+async def test_a_replica_that_never_starts_is_given_up_on_at_the_deadline() -> None:
+    class Stuck(FakeBackend):
+        async def generate(self, request: Any) -> Any:
+            try:
+                await asyncio.Event().wait()
+                yield
+            finally:
+                self.closed.set()
+
+    backend = Stuck()
+    late = iter([NOW, NOW + 30.0]).__next__
+    routing = RoutingService(backend, None, RouterConfig(request_timeout_s=30.0), clock=late)
+    with pytest.raises(DeadlineExceededError):
+        await routing.handle(encoded(), Trace("id"))
+    assert backend.closed.is_set()
+
+
+async def test_an_answer_that_stops_is_given_up_on_at_the_deadline() -> None:
+    backend = FakeBackend(hold_after=1)
+    late = iter([NOW, NOW, NOW, NOW + 30.0]).__next__  # arrival, Started, one Delta, nothing
+    routing = RoutingService(backend, None, RouterConfig(request_timeout_s=30.0), clock=late)
+    answer = await routing.handle(encoded(), Trace("id"))
+    events = aiter(answer)
+    assert isinstance(await anext(events), Delta)
+    with pytest.raises(DeadlineExceededError):
+        await anext(events)
+    assert backend.closed.is_set()
+
+
+async def test_a_time_out_inside_the_backend_is_not_the_deadline() -> None:
+    routing = service(FakeBackend(error=TimeoutError("a socket's")))
+    with pytest.raises(TimeoutError, match="a socket's"):
+        await routing.handle(encoded(), Trace("id"))
 
 
 async def test_requests_are_refused_before_the_backend_sees_them() -> None:
