@@ -113,6 +113,7 @@ class FeatureCache:
             else RedisStore(redis_url, ttl_s=ttl_s, timeout_s=timeout_s, clock=clock)
         )
         self._lock = threading.Lock()
+        self._tower = threading.Lock()  # two encodings at once would only take turns on the device
         self._entries: OrderedDict[bytes, Tensor] = OrderedDict()
         self._bytes = 0
         self._flights: dict[bytes, Future[Tensor]] = {}
@@ -126,6 +127,7 @@ class FeatureCache:
         """The features of `source` at `scale`, from the cheapest level that has them.
 
         Of callers that ask for one image at once, one goes to Redis or encodes; the others wait.
+        Different images are encoded one at a time; `encode_ms` does not count the wait for that.
 
         Args:
             encode: gives the full-grid features [tiles, grid², hidden]; its errors pass through,
@@ -198,9 +200,10 @@ class FeatureCache:
             features = pool(fetched, source.ladder, scale)
             self._remember(source, fetched, features)
             return self._counted(features, "redis", fetch_ms), fetched
-        started = self._clock()
-        full = encode()
-        encode_ms = self._since(started)
+        with self._tower:
+            started = self._clock()  # what encoding costs, not how long others had to be waited for
+            full = encode()
+            encode_ms = self._since(started)
         with self._lock:
             self._encodes += 1
             previous = encode_ms if self._encode_ms is None else self._encode_ms

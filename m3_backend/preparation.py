@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import partial
-
-from torch import Tensor
 
 from m3_backend.errors import BackendError, ContextLengthError, InvalidRequestError
 from m3_backend.feature_cache import FeatureCache, FeatureSource
@@ -28,7 +25,6 @@ class Preparation:
     def __init__(self, runner: ModelRunner, cache: FeatureCache, context: int) -> None:
         self._runner, self._cache, self._context = runner, cache, context
         self._checkpoint = runner.checkpoint
-        self._vision = threading.Lock()
 
     def conversation(self, request: GenerationRequest) -> Prompt:
         """The request's turns in the checkpoint's template.
@@ -85,7 +81,7 @@ class Preparation:
         for image, scale in zip(work.images, work.scales, strict=True):
             check_wanted()  # not within the encoding: other requests may be waiting for it
             source = self._source(image, work.salt)
-            lookups.append(self._cache.get(source, scale, partial(self._encode, image)))
+            lookups.append(self._cache.get(source, scale, partial(self._runner.encode, image)))
         features = [lookup.features for lookup in lookups]
         embeddings = self._runner.embed(prompt, work.images, features)
         return Prepared(
@@ -104,7 +100,3 @@ class Preparation:
             hidden=checkpoint.shape.hidden,
             dtype=checkpoint.dtype,
         )
-
-    def _encode(self, image: ImageInput) -> Tensor:
-        with self._vision:  # one at a time: two would only take turns on the device
-            return self._runner.encode(image)

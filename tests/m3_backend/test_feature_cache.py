@@ -104,6 +104,30 @@ def test_times_are_told_apart(new_cache: NewCache, tower: Tower) -> None:
     assert lookup.fetch_ms == 0
 
 
+def test_images_are_encoded_one_at_a_time_and_the_wait_is_not_encoding(
+    new_cache: NewCache, tower: Tower, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Busy:
+        held = False
+
+        def __enter__(self) -> None:
+            clock.now += 5
+            self.held = True
+
+        def __exit__(self, *_: object) -> None:
+            self.held = False
+
+    def encode() -> Tensor:
+        assert lock.held
+        return tower()
+
+    cache, lock = new_cache(), Busy()
+    monkeypatch.setattr(cache, "_tower", lock)
+    lookup = cache.get(SOURCE, 9, encode)
+    assert (lookup.fetch_ms, lookup.encode_ms) == (0, pytest.approx(200))
+    assert not lock.held and clock.now == pytest.approx(5.2)
+
+
 @pytest.mark.parametrize(
     "other",
     [
