@@ -246,6 +246,7 @@ class TorchEngine:
             work,
             deliver=partial(_deliver, loop, events),
             text=AnswerText(self._decode_text, work.sampling.stop),
+            context=self._info.max_context,
             submitted=self._clock(),
         )
         self._submit(job)

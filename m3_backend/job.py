@@ -54,6 +54,7 @@ class Job:
 
     Args:
         deliver: hands an event or the final error to the caller, from any thread.
+        context: most tokens that any request may take, whatever this one asks for.
         submitted, admitted, first_token_at: seconds on the engine's clock.
         cached: tokens whose keys and values are in the slot.
     """
@@ -61,6 +62,7 @@ class Job:
     work: Work
     deliver: Callable[[Event | ServiceError], None]
     text: AnswerText
+    context: int
     submitted: float
     cancelled: bool = False
 
@@ -89,5 +91,6 @@ class Job:
     @property
     def outstanding_tokens(self) -> int:
         """Prompt tokens to be prefilled and tokens that may still be generated."""
-        limit = self.prepared.limit if self.prepared else (self.work.sampling.max_tokens or 0)
+        asked = min(self.work.sampling.max_tokens or 0, self.context)
+        limit = self.prepared.limit if self.prepared else asked
         return max(self.prompt_tokens - self.cached, 0) + limit - len(self.tokens)

@@ -363,6 +363,34 @@ async def test_a_request_over_the_bound_is_refused_with_a_time(
     assert engine.stats().outstanding_tokens == 0
 
 
+async def test_an_absurd_limit_counts_no_more_than_the_context(
+    speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(speaking, max_batch=1, max_waiting=0, max_context=200)
+    encode, release = engine._runner.encode, threading.Event()
+
+    def waits(image: ImageInput) -> Tensor:
+        assert release.wait(30)
+        return encode(image)
+
+    monkeypatch.setattr(engine._runner, "encode", waits)
+    absurd = request(scale=1, sampling=Sampling(max_tokens=10**9))
+    stream = engine.generate(absurd)
+    admitted = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    try:
+        assert 200 <= engine.stats().outstanding_tokens <= 400
+        with pytest.raises(OverloadedError) as caught:
+            await collect(engine.generate(absurd))
+    finally:
+        release.set()
+    within = max(1.0, 400 * engine.info.costs.decode_token_ms / 1e3)
+    assert caught.value.retry_after_s is not None and caught.value.retry_after_s <= within
+    await admitted
+    await stream.aclose()
+    await until_idle(engine)
+
+
 async def test_deadlines_hold_before_and_during_generation(
     speaking: Checkpoint, new_engine: NewEngine
 ) -> None:
