@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from torch import Tensor
 
 from m3_backend.checkpoint import Checkpoint
 from m3_backend.engine import EngineSettings, TorchEngine
 from m3_backend.errors import CheckpointError, ContextLengthError, InvalidScaleError
 from m3_backend.feature_cache import FeatureCache
-from m3_backend.messages import Delta, GenerationRequest, ImageSlot, Sampling, Turn
+from m3_backend.messages import Delta, GenerationRequest, ImageInput, ImageSlot, Sampling, Turn
 from m3_backend.scoring import Scorer
 from tests.m3_backend.support import picture
 
@@ -69,14 +70,27 @@ def test_a_likelier_reference_scores_higher(scorer: Scorer) -> None:
     assert bad[-1].matches == (True, True, False)
 
 
-def test_the_vision_tower_runs_once_per_image(
-    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+def test_the_vision_tower_runs_once_per_picture(
+    speaking: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = []
-    encode = scorer._runner.encode
-    monkeypatch.setattr(scorer._runner, "encode", lambda image: (runs.append(1), encode(image))[1])
-    scorer.answers(IMAGE, QUESTIONS, max_tokens=2)
-    assert len(runs) == 1
+    """All that labelling asks about one picture; and another picture is another picture."""
+    scorer = Scorer(speaking, scales=(1,))
+    encode, encoded = scorer._runner.encode, []
+
+    def counted(image: ImageInput) -> Tensor:
+        encoded.append(image)
+        return encode(image)
+
+    monkeypatch.setattr(scorer._runner, "encode", counted)
+    images = [picture(4), picture(5)]
+    answers = []
+    for image in images:
+        rows = scorer.answers(image, QUESTIONS, max_tokens=2)
+        scorer.score(image, [(q, row[0].token_ids) for q, row in zip(QUESTIONS, rows, strict=True)])
+        answers.append(scorer.answers(image, QUESTIONS[:1], max_tokens=2)[0])
+    assert encoded == images
+    fresh = Scorer(speaking, scales=(1,)).answers(images[1], QUESTIONS[:1], max_tokens=2)[0]
+    assert answers[1] == fresh
 
 
 def test_some_scales_and_no_questions(speaking: Checkpoint) -> None:

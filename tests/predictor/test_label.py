@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from m3_backend.checkpoint import Checkpoint, open_checkpoint
+from m3_backend.messages import ImageInput
 from m3_backend.scoring import ReferenceScore, ScaleAnswer
 from predictor.datasets import Row
 from predictor.errors import OutcomesError
 from predictor.features import image_vector
 from predictor.image_table import read_image_table, table_beside
-from predictor.label import agreement, label
+from predictor.label import Labeller, agreement, label
 from predictor.records import read_outcomes
 from tests.m3_backend.support import LLAVA15, write_llava_hf, write_tokenizer
 from tests.predictor.synthetic import READ, draw, encoded
@@ -65,6 +67,24 @@ def test_every_row_is_answered_at_every_scale(checkpoint: Checkpoint, tmp_path: 
         "outcomes.images.parquet",
         "outcomes.parquet",
     ]
+
+
+def test_the_vision_tower_runs_once_per_picture(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labeller = Labeller(checkpoint, max_tokens=1)
+    runner = labeller._scorer._runner
+    encode, encoded_images = runner.encode, []
+
+    def counted(image: ImageInput) -> Tensor:
+        encoded_images.append(image.digest)
+        return encode(image)
+
+    monkeypatch.setattr(runner, "encode", counted)
+    of_one = rows(1, questions=3)
+    outcomes, _ = labeller.outcomes([*of_one, replace(of_one[0], question="word " * 5000)])
+    assert sum(not outcome.error for outcome in outcomes) == 15
+    assert len(encoded_images) == 1  # although the long question made the batch fail
 
 
 def test_failed_rows_are_recorded_as_failed(checkpoint: Checkpoint, tmp_path: Path) -> None:
