@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from m3_backend.errors import BackendError, OverloadedError, ServiceError
 from m3_backend.messages import Event, GenerationRequest, ModelInfo
 from m3_backend.stats import EngineStats
 
+PING_TIMEOUT_S = 2.0
 REPLICA_LOST = (
     RayActorError,
     ActorUnavailableError,
@@ -81,6 +83,22 @@ class HandleBackend:
             except Exception as error:
                 raise translate(error) from error
         return self._info
+
+    async def ping(self) -> None:
+        """Asks all replicas. One that is lost or broken fails at once; one whose places are taken
+        keeps the call waiting, and counts as there. (Serve's health check ends one that hangs.)
+        """
+        try:
+            async with asyncio.timeout(PING_TIMEOUT_S):
+                call = self._handle.broadcast("stats")
+                answers = await call.results_async(return_exceptions=True)
+        except TimeoutError:
+            return
+        except Exception as error:
+            raise translate(error) from error
+        errors = [answer for answer in answers if isinstance(answer, Exception)]
+        if len(errors) == len(answers):
+            raise translate(errors[0]) from errors[0]
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Started, Deltas, Finished. Closing it early cancels the request on its replica."""

@@ -19,6 +19,9 @@ class EngineBackend:
     async def info(self) -> ModelInfo:
         return self._engine.info
 
+    async def ping(self) -> None:
+        self._engine.stats()  # raises when the engine's loop has ended
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         return self._engine.generate(request)
 

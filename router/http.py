@@ -113,10 +113,10 @@ def build_app(
         """Whether requests would be answered now; for readiness probes."""
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                info = await service.info()
+                info = await service.ready()
         except Exception as error:
             raise ServiceError(
-                "No replica has reported its model yet; try again.",
+                "No replica of the model answers; try again.",
                 status=503,
                 code=Code.NOT_READY,
                 retry_after_s=READY_TIMEOUT_S,

@@ -37,5 +37,8 @@ class BackendPort(Protocol):
     async def info(self) -> ModelInfo:
         """What the model is. Cheap: cached after the first call."""
 
+    async def ping(self) -> None:
+        """Returns once a replica has answered just now; raises if none does. Never cached."""
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Started, Deltas, Finished. `aclose()` before the end cancels it on the replica."""

@@ -105,6 +105,11 @@ class RoutingService:
         """The model behind the backend."""
         return await self._backend.info()
 
+    async def ready(self) -> ModelInfo:
+        """The same, once a replica has answered just now. Raises if none does."""
+        await self._backend.ping()
+        return await self._backend.info()
+
     async def handle(self, body: bytes, trace: Trace) -> Answer:
         """Answers the chat request in `body`; returns once a replica has started on it.
 

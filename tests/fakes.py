@@ -113,12 +113,14 @@ class FakeBackend:
         self.requests: list[GenerationRequest] = []
         self.holding = threading.Event()  # some request stands at `hold_after`
         self.closed = threading.Event()  # some request's iterator has ended, for whatever reason
-        self.info_error: Exception | None = None
+        self.ping_error: Exception | None = None
 
     async def info(self) -> ModelInfo:
-        if self.info_error is not None:
-            raise self.info_error
         return self._info
+
+    async def ping(self) -> None:
+        if self.ping_error is not None:
+            raise self.ping_error
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         self.requests.append(request)

@@ -30,11 +30,17 @@ class Model:
 
     def __init__(self) -> None:
         self.running = 0
+        self.broken = False
 
     async def info(self) -> Any:
         return MODEL
 
+    async def break_down(self) -> None:
+        self.broken = True
+
     async def stats(self) -> tuple[str, EngineStats]:
+        if self.broken:
+            raise RuntimeError("the loop has ended")
         return "one", EngineStats(self.running, 0, 0, MAX_ONGOING, NO_CACHE)
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event | ServiceError]:
@@ -104,12 +110,21 @@ class Caller:
         for waiting in tasks[:MAX_QUEUED]:
             waiting.cancel()
         await asyncio.wait(tasks)
+        await self.backend.ping()  # full, and there
         for stream in streams:
             await stream.aclose()
         return [task.exception() for task in refused]
 
     async def info(self) -> Any:
         return await self.backend.info()
+
+    async def ping(self) -> str | None:
+        """The code of the error, if there is one."""
+        try:
+            await self.backend.ping()
+        except ServiceError as error:
+            return error.code
+        return None
 
     async def running(self) -> int:
         return sum(stats.running for stats in (await self.backend.stats()).values())
@@ -170,3 +185,11 @@ def test_a_replica_that_dies_is_an_error_and_is_replaced(caller: DeploymentHandl
     error = caller.ask.remote("die").result()[-1]
     assert (error.status, error.code) == (502, "replica_lost")
     assert caller.ask.remote("answer").result()[-1] == Finished("stop", 1, 1.0, 1.0)
+
+
+def test_a_ping_asks_the_replica_itself(caller: DeploymentHandle[Any]) -> None:
+    """What the model is, is remembered; whether it is there is asked afresh. Breaks the replica."""
+    assert caller.ping.remote().result() is None
+    serve.get_deployment_handle("Model", "test").break_down.remote().result()
+    assert caller.info.remote().result() == MODEL
+    assert caller.ping.remote().result() == "backend_error"

@@ -344,10 +344,12 @@ async def test_probes() -> None:
             "scales": [1, 9, 36, 144, 576],
             "predictor": "fake-1",
         }
-        backend.info_error = BackendError("no replica")
+        backend.ping_error = BackendError("no replica")
         unready = await client.get("/readyz")
         assert (unready.status_code, unready.json()["error"]["code"]) == (503, "not_ready")
         assert unready.headers["retry-after"] == "5"
+        backend.ping_error = None
+        assert (await client.get("/readyz")).status_code == 200
         assert (await client.get("/healthz")).json() == {"status": "alive"}
 
 
