@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deploy import logs
@@ -34,7 +35,8 @@ class Ingress:
         """
         predictor = open_predictor(self._config, await self._backend.info())
         service = RoutingService(self._backend, predictor, self._config.router)
-        telemetry, replicas = Telemetry(), ReplicaMetrics()
+        name = serve.get_replica_context().replica_id.unique_id
+        telemetry, replicas = Telemetry({"ingress": name}), ReplicaMetrics()
         telemetry.registry.register(replicas)
         app = build_app(service, telemetry)
         app.add_middleware(AskReplicasFirst, metrics=replicas, ask=self._backend.stats)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from m3_backend.errors import ServiceError
 from m3_backend.messages import Delta, Event, Finished, Started
@@ -82,62 +84,83 @@ class Trace:
         return shown
 
 
-class Telemetry:
-    """The service's own registry of metrics, and its log."""
+class _Labelled(Collector):
+    """Another collector's metrics with the same labels added to every series."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, metrics: Collector, labels: Mapping[str, str]) -> None:
+        self._metrics = metrics
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._metrics.collect():
+            metric.samples = [
+                s._replace(labels={**s.labels, **self._labels}) for s in metric.samples
+            ]
+            yield metric
+
+
+class Telemetry:
+    """The service's own metrics, and its log.
+
+    Args:
+        labels: put on every series of its own, to tell this process from others.
+    """
+
+    def __init__(self, labels: Mapping[str, str] | None = None) -> None:
+        own = CollectorRegistry()
+        self.registry = CollectorRegistry()  # what is shown; others may add theirs
+        self.registry.register(_Labelled(own, labels or {}))
         self._requests = Counter(
             "m3_requests",
             "HTTP requests by endpoint and outcome; the code is 'ok' or the error's.",
             ["endpoint", "status", "code"],
-            registry=self.registry,
+            registry=own,
         )
         self._decisions = Counter(
             "m3_decisions",
             "Images by chosen scale and what settled it.",
             ["endpoint", "scale", "reason"],
-            registry=self.registry,
+            registry=own,
         )
         self._tokens = Counter(
             "m3_tokens",
             "Tokens by kind: prompt (image tokens included), image, completion.",
             ["kind"],
-            registry=self.registry,
+            registry=own,
         )
         self._cache = Counter(
             "m3_image_features",
             "Images by where their features came from: memory, redis or miss.",
             ["cache"],
-            registry=self.registry,
+            registry=own,
         )
         self._degraded = Counter(
             "m3_degraded_requests",
             "Requests answered while this part was down.",
             ["part"],
-            registry=self.registry,
+            registry=own,
         )
         self._routing = Histogram(
             "m3_routing_seconds",
             "The router's own work: parse, check images, predict, decide.",
             buckets=ROUTING_BUCKETS_S,
-            registry=self.registry,
+            registry=own,
         )
         self._ttft = Histogram(
             "m3_time_to_first_token_seconds",
             "From a request's arrival to its first token.",
             buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
+            registry=own,
         )
         self._duration = Histogram(
             "m3_request_seconds",
             "From a request's arrival to the end of its response.",
             ["endpoint"],
             buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
+            registry=own,
         )
         self._in_flight = Gauge(
-            "m3_requests_in_flight", "HTTP requests being handled now.", registry=self.registry
+            "m3_requests_in_flight", "HTTP requests being handled now.", registry=own
         )
 
     def exposition(self) -> bytes:

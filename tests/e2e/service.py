@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -110,8 +111,9 @@ class Service:
         return found
 
     def metric(self, name: str) -> dict[str, float]:
-        """The values of a metric by its labels, as they stand in the exposition."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        """The values of a metric by its labels, as they stand in the exposition of one ingress."""
+        exposition = httpx.get(f"{self.url}/metrics").text
+        lines = re.sub(r'ingress="[^"]*",?', "", exposition).splitlines()
         pairs = [line.rsplit(" ", 1) for line in lines if line.startswith((name + "{", name + " "))]
         return {labels.removeprefix(name): float(value) for labels, value in pairs}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import Gauge
 
 from m3_backend.errors import (
     BackendError,
@@ -16,6 +17,7 @@ from m3_backend.errors import (
     OverloadedError,
 )
 from router.explain import REQUEST_ID_HEADER
+from router.telemetry import Telemetry, Trace
 from tests.fakes import FakeBackend, FakePredictor
 from tests.router.support import (
     QUESTION,
@@ -378,6 +380,19 @@ async def test_metrics() -> None:
     ):
         assert line in scraped
     assert 'm3_routing_seconds_bucket{le="0.0005"}' in scraped
+
+
+def test_every_series_names_the_process_it_comes_from() -> None:
+    telemetry = Telemetry({"ingress": "one"})
+    telemetry.registry.register(Gauge("m3_of_others", "Added by somebody else.", registry=None))
+    telemetry.begin()
+    telemetry.end(Trace("id", endpoint="/metrics"))
+    series = [line for line in telemetry.exposition().decode().splitlines() if line[0] != "#"]
+    assert 'm3_requests_in_flight{ingress="one"} 0.0' in series
+    assert 'm3_requests_total{code="ok",endpoint="/metrics",ingress="one",status="200"} 1.0' in (
+        series
+    )
+    assert [line for line in series if 'ingress="one"' not in line] == ["m3_of_others 0.0"]
 
 
 async def test_one_log_line_per_request_without_content(caplog: pytest.LogCaptureFixture) -> None:
