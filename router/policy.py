@@ -2,12 +2,13 @@
 
 `predictor.selection.select` chooses freely first. Limits act only where that choice falls outside
 them: then the same rule runs on the scales that are left. Where limits contradict each other,
-`detail` gives way to the latency budget, and both give way to the caller's floor and ceiling.
+`detail` gives way to the latency budget and to the model's context, and all of them give way to the
+caller's floor and ceiling.
 
 `max_regret` is a promise against the finest scale. It is in force exactly while the finest scale
-stays open to the rule, so a forced scale, a ceiling below the finest (also `detail: low`) or a
-latency budget that the finest scale does not fit voids it, whether or not they changed this choice.
-A floor only adds tokens.
+stays open to the rule, so a forced scale, a ceiling below the finest (also `detail: low`), or a
+latency budget or a context that the finest scale does not fit voids it, whether or not they changed
+this choice. A floor only adds tokens.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Reason(StrEnum):
     FLOOR = "floor"
     CEILING = "ceiling"
     LATENCY_BUDGET = "latency_budget"
+    CONTEXT = "context"
     DETAIL_LOW = "detail_low"
     DETAIL_HIGH = "detail_high"
 
@@ -173,6 +175,7 @@ def decide(
     limits: Limits,
     threshold: Callable[[float], float | None],
     cost_ms: Callable[[int], float],
+    image_room: int,
 ) -> Decision:
     """A scale for every image of a request.
 
@@ -181,6 +184,8 @@ def decide(
             of images: by the union bound, the request then keeps `max_regret` as a whole.
         cost_ms: estimated replica milliseconds to the first token of the request, given the image
             tokens of all images together. Must not decrease.
+        image_room: image tokens of all images together that the model's context has room for. If
+            not even the coarsest allowed scales fit, they are used, and the replica judges.
     """
     if limits.scale is not None:
         index = ladder.index(limits.scale)
@@ -190,16 +195,27 @@ def decide(
     tolerated = threshold(limits.max_regret / len(images))
     budget = math.inf if limits.latency_budget_ms is None else limits.latency_budget_ms
     finest = len(ladder) - 1
+    cap_reason = Reason.CONTEXT  # no matter which while the cap is the finest
     for cap in range(finest, -1, -1):
         choices = tuple(
-            _choose(image, ladder, _bounds(ladder, limits, image.detail, cap), tolerated)
+            _choose(
+                image, ladder, _bounds(ladder, limits, image.detail, cap, cap_reason), tolerated
+            )
             for image in images
         )
-        cost = cost_ms(sum(choice.tokens for choice in choices))
-        if cost <= budget:
+        tokens = sum(choice.tokens for choice in choices)
+        cost = cost_ms(tokens)
+        if tokens <= image_room and cost <= budget:
             break
-    finest_open = cost_ms(sum(image.tokens[-1] for image in images)) <= budget and all(
-        _bounds(ladder, limits, image.detail, finest).high == finest for image in images
+        cap_reason = Reason.LATENCY_BUDGET if tokens <= image_room else Reason.CONTEXT
+    finest_tokens = sum(image.tokens[-1] for image in images)
+    finest_open = (
+        finest_tokens <= image_room
+        and cost_ms(finest_tokens) <= budget
+        and all(
+            _bounds(ladder, limits, image.detail, finest, cap_reason).high == finest
+            for image in images
+        )
     )
     return Decision(
         images=choices,
@@ -219,13 +235,15 @@ class _Bounds:
     high_reason: Reason = Reason.CEILING
 
 
-def _bounds(ladder: ScaleLadder, limits: Limits, detail: Detail, cap: int) -> _Bounds:
-    """The scales open to one image when the latency budget allows none finer than index `cap`."""
+def _bounds(
+    ladder: ScaleLadder, limits: Limits, detail: Detail, cap: int, cap_reason: Reason
+) -> _Bounds:
+    """The scales open to one image when `cap_reason` allows none finer than index `cap`."""
     low = 0 if limits.min_scale is None else ladder.index(limits.min_scale)
     high = len(ladder) - 1 if limits.max_scale is None else ladder.index(limits.max_scale)
     low_reason, high_reason = Reason.FLOOR, Reason.CEILING
     if max(cap, low) < high:
-        high, high_reason = max(cap, low), Reason.LATENCY_BUDGET
+        high, high_reason = max(cap, low), cap_reason
     if detail == "low":
         coarse = [i for i, s in enumerate(ladder.scales) if s <= ladder.finest * DETAIL_LOW_SHARE]
         ceiling = max(low, coarse[-1] if coarse else 0)

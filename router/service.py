@@ -30,6 +30,8 @@ from router.telemetry import Trace
 # The router has no tokenizer. Text costs the same at every scale, so a rough count shifts all
 # estimates alike; four bytes a token is what English text comes to.
 TEXT_BYTES_PER_TOKEN = 4
+# Tokens of the context kept free of images: for an answer and for the prompt's template.
+ANSWER_ROOM = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +191,10 @@ class RoutingService:
                 conversation.images, conversation.details, conversation.params, strict=True
             )
         )
-        cost_ms = _cost_of(info, conversation)
-        decision = decide(cases, info.ladder, limits, self._threshold, cost_ms)
+        text_tokens = conversation.text_bytes() // TEXT_BYTES_PER_TOKEN
+        cost_ms = _cost_of(info, text_tokens, len(conversation.images))
+        image_room = info.max_context - text_tokens - ANSWER_ROOM
+        decision = decide(cases, info.ladder, limits, self._threshold, cost_ms, image_room)
         return Plan(chat, conversation, cases, decision, cost_ms, info, self.predictor_version)
 
     def _predict(
@@ -227,10 +231,8 @@ def _tokens_per_scale(info: ModelInfo, image: ImageInput) -> tuple[int, ...]:
     )
 
 
-def _cost_of(info: ModelInfo, conversation: Conversation) -> Callable[[int], float]:
+def _cost_of(info: ModelInfo, text_tokens: int, images: int) -> Callable[[int], float]:
     """Replica milliseconds to the first token as a function of the image tokens."""
-    text_tokens = conversation.text_bytes() // TEXT_BYTES_PER_TOKEN
-    images = len(conversation.images)
 
     def cost_ms(total_image_tokens: int) -> float:
         return info.costs.request_ms(text_tokens + total_image_tokens, new_tokens=1, images=images)

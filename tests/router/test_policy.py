@@ -31,9 +31,11 @@ def case(p: tuple[float, ...] | None = RISING, detail: Any = "auto") -> ImageCas
     return ImageCase(M3_SCALES, p, detail)
 
 
-def run(*images: ImageCase, limits: Limits = FREE, tau: float | None = 0.05) -> Decision:
+def run(
+    *images: ImageCase, limits: Limits = FREE, tau: float | None = 0.05, room: int = 10_000
+) -> Decision:
     """With a replica that takes 10 ms and 0.1 ms per image token."""
-    return decide(images, LADDER, limits, lambda _: tau, lambda tokens: 10 + 0.1 * tokens)
+    return decide(images, LADDER, limits, lambda _: tau, lambda tokens: 10 + 0.1 * tokens, room)
 
 
 def told(decision: Decision) -> list[tuple[int, str]]:
@@ -136,6 +138,30 @@ def test_a_budget_is_for_the_whole_request() -> None:
     ]
 
 
+def test_what_does_not_fit_the_context_is_looked_at_coarser() -> None:
+    assert told(run(case(None), room=576)) == [(576, "no_predictor")]
+    decision = run(case(None), case(None), room=1000)
+    assert told(decision) == [(144, "context"), (144, "context")]
+    assert decision.max_regret is None
+    assert decision.notes == ()
+
+
+def test_a_context_without_room_for_the_finest_voids_the_promise() -> None:
+    decision = run(case(), room=575)
+    assert told(decision) == [(36, "predicted")]
+    assert decision.max_regret is None
+
+
+def test_the_tighter_of_context_and_budget_is_the_reason() -> None:
+    limits = replace(FREE, latency_budget_ms=10 + 0.1 * 36)
+    assert told(run(case(None), limits=limits, room=200)) == [(36, "latency_budget")]
+    assert told(run(case(None), limits=limits, room=20)) == [(9, "context")]
+
+
+def test_nothing_gives_way_below_a_floor() -> None:
+    assert told(run(case(None), limits=replace(FREE, min_scale=144), room=10)) == [(144, "context")]
+
+
 def test_several_images_share_the_bound() -> None:
     asked: list[float] = []
 
@@ -144,7 +170,7 @@ def test_several_images_share_the_bound() -> None:
         return 0.05
 
     images = case(), case((0.9, 0.9, 0.9, 0.9, 0.9)), case((0.1, 0.1, 0.1, 0.1, 0.9), "low")
-    decision = decide(images, LADDER, FREE, threshold, lambda _: 1.0)
+    decision = decide(images, LADDER, FREE, threshold, lambda _: 1.0, 10_000)
     assert asked == [pytest.approx(0.05 / 3)]
     assert told(decision) == [(36, "predicted"), (1, "predicted"), (1, "detail_low")]
     assert decision.max_regret is None  # one image's ceiling voids the promise for the request
@@ -155,7 +181,7 @@ def test_several_images_share_the_bound() -> None:
 def test_detail_on_any_ladder(scales: tuple[int, ...], detail: Any) -> None:
     ladder = ScaleLadder(scales)
     image = ImageCase(scales, None, detail)
-    decision = decide([image], ladder, FREE, lambda _: None, float)
+    decision = decide([image], ladder, FREE, lambda _: None, float, 10_000)
     assert decision.images[0].scale == (scales[0] if detail == "low" else scales[-1])
 
 
@@ -175,6 +201,7 @@ limits_ = st.builds(
     latency_budget_ms=st.none() | st.floats(1, 500),
 ).filter(lambda x: not (x.min_scale and x.max_scale) or x.min_scale <= x.max_scale)
 taus = st.none() | probability
+rooms = st.integers(-100, 3000)
 
 
 @given(st.lists(cases, min_size=1, max_size=4), limits_, taus)
@@ -190,9 +217,22 @@ def test_explicit_limits_always_hold(
         assert within is not (Note.LATENCY_BUDGET_EXCEEDED in decision.notes)
 
 
-@given(st.lists(cases, min_size=1, max_size=4), limits_, taus)
-def test_the_reason_is_true(images: list[ImageCase], limits: Limits, tau: float | None) -> None:
-    decision = run(*images, limits=limits, tau=tau)
+@given(st.lists(cases, min_size=1, max_size=4), limits_, taus, rooms)
+def test_the_context_holds_unless_nothing_coarser_is_allowed(
+    images: list[ImageCase], limits: Limits, tau: float | None, room: int
+) -> None:
+    decision = run(*images, limits=limits, tau=tau, room=room)
+    if sum(choice.tokens for choice in decision.images) > room:
+        assert {choice.scale for choice in decision.images} == {limits.min_scale or 1}
+    if decision.max_regret is not None:
+        assert 576 * len(images) <= room
+
+
+@given(st.lists(cases, min_size=1, max_size=4), limits_, taus, rooms)
+def test_the_reason_is_true(
+    images: list[ImageCase], limits: Limits, tau: float | None, room: int
+) -> None:
+    decision = run(*images, limits=limits, tau=tau, room=room)
     for image, choice in zip(images, decision.images, strict=True):
         free = run(replace(image, detail="auto"), tau=tau).images[0]
         if choice.reason in (Reason.PREDICTED, Reason.NO_PREDICTOR, Reason.NO_THRESHOLD):
@@ -205,6 +245,7 @@ def test_the_reason_is_true(images: list[ImageCase], limits: Limits, tau: float 
                 Reason.DETAIL_LOW: image.detail == "low",
                 Reason.DETAIL_HIGH: image.detail == "high",
                 Reason.LATENCY_BUDGET: limits.latency_budget_ms is not None,
+                Reason.CONTEXT: sum(i.tokens[-1] for i in images) > room,
             }[choice.reason]
 
 

@@ -96,6 +96,20 @@ async def test_cost_counts_text_images_and_encoding() -> None:
     assert plan.decision.cost_ms == pytest.approx(10.0 + 5.0 + 0.1 * (100 + 576))
 
 
+async def test_images_share_the_context_with_text_and_an_answer() -> None:
+    small = FakeBackend(replace(MODEL, max_context=1312))
+    body = encoded(image_part(), image_part(), "x" * 384)
+    plan = await service(small).plan(body, Trace("id"))  # 1312 - 384 ÷ 4 - 64 = 2 × 576
+    assert plan.decision.scales == (576, 576)
+    longer = encoded(image_part(), image_part(), "x" * 388)
+    plan = await service(small).plan(longer, Trace("id"))
+    assert [(i.scale, i.reason) for i in plan.decision.images] == [(144, "context")] * 2
+    forced = await service(small).plan(
+        encoded(image_part(), "x" * 5000, model="m3-576"), Trace("id")
+    )
+    assert forced.decision.scales == (576,)
+
+
 async def test_tiled_models_count_tokens_by_the_picture() -> None:
     tiled = replace(MODEL, tiling=Tiling(336, ((336, 672), (672, 336), (672, 672))))
     image = image_part(picture(size=(640, 480)))
