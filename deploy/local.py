@@ -54,7 +54,8 @@ def serve_until_stopped(config: Config, say: Say, *, verbose: bool = False) -> N
     Raises:
         StartError: the port is taken, or a replica did not start.
     """
-    require_free_port(config.serve.host, config.serve.port)
+    if config.ray.address == "local":  # on a cluster, the proxy outlives the service and keeps it
+        require_free_port(config.serve.host, config.serve.port)
     with StopSignals() as stop, ExitStack() as running:
         try:
             folder = running.enter_context(private_folder())

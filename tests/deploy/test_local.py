@@ -22,7 +22,6 @@ from deploy.local import (
     private_redis,
     require_free_port,
 )
-from tests.conftest import unused_port
 
 
 def test_a_taken_port_is_refused_and_a_free_one_is_not(free_port: int) -> None:
@@ -83,14 +82,18 @@ def test_a_redis_that_does_not_start_says_how_to_go_without(
 
 
 def test_a_ray_that_is_not_there_is_one_line() -> None:
-    """In a process of its own, because Ray reads the environment when it is imported."""
+    """In a process of its own, because Ray reads the environment when it is imported.
+
+    The port is taken, as it is on a cluster where the service ran before: Ray's proxy stays.
+    """
     settings = ("--set", "ray.address=127.0.0.1:1", "--set", "cache.redis=none")
     command = Path(sys.executable).parent / "m3-router"
-    refused = subprocess.run(
-        [command, "serve", *settings, "--port", str(unused_port())],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        refused = subprocess.run(
+            [command, "serve", *settings, "--port", str(proxy.getsockname()[1])],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert refused.returncode == 1
     assert "No Ray at ray.address '127.0.0.1:1'" in refused.stderr.splitlines()[-1]

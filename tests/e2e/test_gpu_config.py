@@ -57,7 +57,8 @@ def cluster(box: Sandbox) -> str:
 
 
 @pytest.fixture(scope="module")
-def service(cluster: str, redis: RedisServer, box: Sandbox) -> Service:
+def settings(cluster: str, redis: RedisServer) -> list[str]:
+    """gpu.yaml with what has to be different on this machine."""
     changes = {
         "ray.address": cluster,
         "cache.redis": redis.url,
@@ -69,7 +70,12 @@ def service(cluster: str, redis: RedisServer, box: Sandbox) -> Service:
         "serve.replica.autoscaling.min_replicas": GPUS,
     }
     settings = [part for item in changes.items() for part in ("--set", "{}={}".format(*item))]
-    return start("--config", "gpu.yaml", *settings, port=unused_port(), box=box)
+    return ["--config", "gpu.yaml", *settings]
+
+
+@pytest.fixture(scope="module")
+def service(settings: list[str], box: Sandbox) -> Service:
+    return start(*settings, port=unused_port(), box=box)
 
 
 def ask(service: Service, image: bytes, **options: Any) -> httpx.Response:
@@ -119,3 +125,12 @@ def test_stopping_takes_the_service_and_leaves_the_cluster(
     with pytest.raises((httpx.HTTPStatusError, httpx.ConnectError)):
         httpx.get(f"{service.url}/readyz").raise_for_status()
     assert any("gcs_server" in line for line in box.processes().values())
+
+
+def test_it_can_be_started_again_on_the_same_port(
+    service: Service, settings: list[str], box: Sandbox
+) -> None:
+    """Ray's proxy has stayed there, and belongs to the cluster."""
+    again = start(*settings, port=int(service.url.rpartition(":")[2]), box=box)
+    assert ask(again, picture(1001)).status_code == 200
+    assert again.stop() == 0
