@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from deploy.config import Config, load
@@ -67,7 +67,7 @@ def application(config: Config) -> serve.Application:
         }
     replica = serve.deployment(
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
-        max_ongoing_requests=model.max_ongoing_requests or 2 * config.model.max_batch,
+        max_ongoing_requests=config.places_per_replica,
         max_queued_requests=model.max_queued_requests,
         max_constructor_retry_count=attempts,
         logging_config=LOGGING,
@@ -77,6 +77,8 @@ def application(config: Config) -> serve.Application:
         num_replicas=ingress.replicas,
         ray_actor_options={"num_cpus": ingress.num_cpus},
         max_ongoing_requests=ingress.max_ongoing_requests,
+        max_queued_requests=ingress.max_queued_requests,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         max_constructor_retry_count=attempts,
         logging_config=LOGGING,
     )(serve.ingress()(Ingress))

@@ -7,6 +7,7 @@ command line or to a Serve builder win over the file.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -86,11 +87,14 @@ class IngressConfig(Section):
         num_cpus: what each reserves in Ray's books.
         max_ongoing_requests: requests in one ingress replica at once. They mostly wait for the
             model, so this is a bound on memory (images are held while they wait), not on work.
+        max_queued_requests: requests that may wait in one HTTP proxy for a place in an ingress
+            replica; beyond it Ray itself answers 429.
     """
 
     replicas: int = Field(default=1, ge=1)
     num_cpus: float = Field(default=1, ge=0)
     max_ongoing_requests: int = Field(default=256, ge=1)
+    max_queued_requests: int = Field(default=64, ge=1)
 
 
 class Autoscaling(Section):
@@ -125,7 +129,8 @@ class ReplicaConfig(Section):
             is refilled at the very next step, and not after a round trip through Ray. (Ray's own
             default, 5, would leave the batch half empty.)
         max_queued_requests: requests that may wait in one ingress replica for a place; beyond it
-            the answer is 429.
+            the answer is 429. An ingress replica must hold more than these and its share of the
+            requests at the model together, or none is ever refused.
     """
 
     replicas: int = Field(default=1, ge=1)
@@ -133,7 +138,7 @@ class ReplicaConfig(Section):
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     max_ongoing_requests: int | None = Field(default=None, ge=1)
-    max_queued_requests: int = Field(default=512, ge=0)
+    max_queued_requests: int = Field(default=64, ge=0)
 
 
 class ServeConfig(Section):
@@ -190,6 +195,25 @@ class Config(Section):
                 "nodes reach, or 'none'"
             )
         return self
+
+    @model_validator(mode="after")
+    def overload_is_refused(self) -> Config:
+        ingress, replica = self.serve.ingress, self.serve.replica
+        replicas = replica.autoscaling.max_replicas if replica.autoscaling else replica.replicas
+        share = math.ceil(replicas * self.places_per_replica / ingress.replicas)
+        needed = share + replica.max_queued_requests
+        if ingress.max_ongoing_requests <= needed:
+            raise ValueError(
+                f"serve.ingress.max_ongoing_requests: must be above {needed}, or overload is never "
+                f"refused: {share} places at the model for each ingress replica, and "
+                f"serve.replica.max_queued_requests ({replica.max_queued_requests})"
+            )
+        return self
+
+    @property
+    def places_per_replica(self) -> int:
+        """Requests sent to one model replica at once."""
+        return self.serve.replica.max_ongoing_requests or 2 * self.model.max_batch
 
     @property
     def threads(self) -> int:

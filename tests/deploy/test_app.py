@@ -51,6 +51,21 @@ def test_a_replica_gets_one_batch_to_run_and_one_to_wait() -> None:
     assert deployments(build(ServeArgs(config=named)))["M3Replica"].max_ongoing_requests == 5
 
 
+@pytest.mark.parametrize("name", ["local.yaml", "gpu.yaml"])
+def test_overload_is_refused_before_an_ingress_is_full(name: str) -> None:
+    """Places at the model and in its queue run out first, then those in front of the ingress."""
+    config = load(name)
+    built = deployments(build(ServeArgs(config=name)))
+    model, ingress = built["M3Replica"], built["Ingress"]
+    scaling = config.serve.replica.autoscaling
+    replicas = scaling.max_replicas if scaling else config.serve.replica.replicas
+    places = replicas * model.max_ongoing_requests / ingress.num_replicas
+    assert places + model.max_queued_requests < ingress.max_ongoing_requests
+    assert ingress.max_queued_requests == config.serve.ingress.max_queued_requests > 0
+    refusal = ingress._deployment_config.backpressure_config
+    assert (refusal.status_code, refusal.retry_after_s) == (429, 1)
+
+
 def test_serve_run_passes_its_arguments_typed() -> None:
     """`serve run deploy.app:build config=...` goes through this very function."""
     application = call_user_app_builder_with_args_if_necessary(build, {"config": "gpu.yaml"})

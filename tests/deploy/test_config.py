@@ -56,6 +56,11 @@ def test_changes_win_over_the_file_and_leave_the_rest(tmp_path: Path) -> None:
             "serve.replica.autoscaling: ",
         ),
         ("ray: {address: auto}", "cache.redis: a private Redis is for ray.address 'local'"),
+        (
+            "serve: {replica: {max_queued_requests: 512}}",
+            "serve.ingress.max_ongoing_requests: must be above 544, or overload is never refused",
+        ),
+        ("serve: {replica: {replicas: 6}}", "must be above 256"),
         ("serve: [", "not valid YAML"),
         ("- a\n- list", "expected sections"),
     ],
