@@ -15,7 +15,7 @@ import httpx
 from deploy.config import Config
 from m3_backend.errors import ServiceError
 
-PROBE_TIMEOUT_S = 1.0
+PROBE_TIMEOUT_S = 3.0  # a busy service takes two to say that it is ready
 REQUEST_TIMEOUT_S = 300.0
 
 
