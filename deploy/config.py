@@ -138,7 +138,7 @@ class ReplicaConfig(Section):
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     max_ongoing_requests: int | None = Field(default=None, ge=1)
-    max_queued_requests: int = Field(default=64, ge=0)
+    max_queued_requests: int = Field(default=64, ge=1)
 
 
 class ServeConfig(Section):

@@ -60,6 +60,10 @@ def test_changes_win_over_the_file_and_leave_the_rest(tmp_path: Path) -> None:
             "serve: {replica: {max_queued_requests: 512}}",
             "serve.ingress.max_ongoing_requests: must be above 544, or overload is never refused",
         ),
+        (
+            "serve: {replica: {max_queued_requests: 0}}",  # which Ray does not take
+            "serve.replica.max_queued_requests: ",
+        ),
         ("serve: {replica: {replicas: 6}}", "must be above 256"),
         ("serve: [", "not valid YAML"),
         ("- a\n- list", "expected sections"),
