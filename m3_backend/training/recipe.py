@@ -97,7 +97,7 @@ RECIPES = {
                 Stage(
                     "language-336",
                     "language",
-                    steps=130,
+                    steps=90,
                     batch=64,
                     lr=1e-3,
                     matrix_lr=1.5e-3,
