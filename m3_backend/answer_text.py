@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+SEPARATOR = " "  # what the template puts between the assistant's role and its answer
 _INCOMPLETE = "\ufffd"  # what a decoder makes of the first bytes of a character
 _LONGEST_CHARACTER = 4  # bytes in UTF-8, and a token is at least one byte
 
@@ -12,7 +13,8 @@ class AnswerText:
     """The text of one growing answer.
 
     Tokens can be parts of characters, and text that may become a stop string must wait until it is
-    clear that it does not. `push` gives what is certain; `finish` what was still waiting.
+    clear that it does not. `push` gives what is certain; `finish` what was still waiting. The space
+    between the template and the answer, which some tokenizers give to the first word, is left out.
 
     Args:
         decode: token ids → text, as the tokenizer does it.
@@ -26,6 +28,7 @@ class AnswerText:
         self._context = 0  # decoding starts here: a token's text can depend on the one before it
         self._decoded = 0  # ids before this one are in `_pending` or sent
         self._pending = ""
+        self._begun = False
         self.stopped = False
 
     def push(self, token: int) -> str:
@@ -38,7 +41,7 @@ class AnswerText:
         if incomplete or len(now) <= len(before):
             return ""
         self._context, self._decoded = self._decoded, len(self._ids)
-        self._pending += now[len(before) :]
+        self._append(now[len(before) :])
         return self._certain()
 
     def finish(self) -> str:
@@ -47,11 +50,15 @@ class AnswerText:
             return ""
         before = self._decode(self._ids[self._context : self._decoded])
         now = self._decode(self._ids[self._context :]).rstrip(_INCOMPLETE)
-        self._pending += now[len(before) :]
+        self._append(now[len(before) :])
         certain = self._certain()
         rest = "" if self.stopped else self._pending
         self._pending = ""
         return certain + rest
+
+    def _append(self, text: str) -> None:
+        self._pending += text if self._begun else text.removeprefix(SEPARATOR)
+        self._begun = self._begun or bool(text)
 
     def _certain(self) -> str:
         found = [at for stop in self._stop if (at := self._pending.find(stop)) >= 0]

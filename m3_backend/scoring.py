@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from m3_backend.answer_text import SEPARATOR
 from m3_backend.checkpoint import Checkpoint
 from m3_backend.errors import CheckpointError, ContextLengthError
 from m3_backend.messages import ImageInput, ImageSlot, Turn
@@ -164,7 +165,9 @@ class Scorer:
                 break
             logits = self._runner.decode(chosen, [item.prompt_tokens + step for item in batch])
         return [
-            ScaleAnswer(item.scale, self._tokenizer.decode(answer), tuple(answer))
+            ScaleAnswer(
+                item.scale, self._tokenizer.decode(answer).removeprefix(SEPARATOR), tuple(answer)
+            )
             for item, answer in zip(batch, answers, strict=True)
         ]
 

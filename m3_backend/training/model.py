@@ -238,6 +238,7 @@ def save_checkpoint(model: TinyLlava, tokenizer: PreTrainedTokenizerFast, folder
         public_name(k): v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in state.items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
     config = model.config.to_dict()
     config["architectures"] = ["LlavaForConditionalGeneration"]
     config["dtype"] = "bfloat16"

@@ -79,3 +79,8 @@ def test_a_real_tokenizer_streams_what_it_decodes_at_once(speaking: Checkpoint) 
     ids = speaking.tokenizer.encode(text)
     answer = AnswerText(speaking.tokenizer.decode)
     assert "".join(stream(answer, [*ids, speaking.tokenizer.eos])) == text
+
+
+def test_the_space_between_template_and_answer_is_left_out_once() -> None:
+    assert "".join(stream(AnswerText(as_bytes), list(b" red"))) == "red"
+    assert "".join(stream(AnswerText(as_bytes), list(b"  red cat"))) == " red cat"
