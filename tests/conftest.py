@@ -10,8 +10,18 @@ from pathlib import Path
 
 import pytest
 import redis
+import torch
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """The models are tiny: a second thread costs more than it brings, and the machine is shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from predictor.artifact import Artifact
 from predictor.image_table import ImageTable
@@ -14,15 +11,6 @@ from predictor.train import fit
 from tests.predictor import synthetic
 
 PICTURES = 600
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """The models are tiny: a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
