@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -199,16 +200,12 @@ class Labeller:
     ) -> Iterator[Outcome]:
         checkpoint = self._checkpoint
         text_tokens = self._text_tokens(row.question)
+        outcome = _outcome_of(row)
         for answer, score in zip(answers, scores, strict=True):
             tokens = image_tokens(
                 checkpoint.ladder, answer.scale, image.width, image.height, checkpoint.tiling
             )
-            yield Outcome(
-                sample=row.sample,
-                image=row.image,
-                group=row.group,
-                split=row.split,
-                question=row.question,
+            yield outcome(
                 scale=answer.scale,
                 answer=answer.text,
                 correct=exact_match(answer.text, row.answers) if row.answers else None,
@@ -219,13 +216,9 @@ class Labeller:
             )
 
     def _failed(self, row: Row, reason: str) -> Iterator[Outcome]:
+        outcome = _outcome_of(row)
         for scale in self._checkpoint.ladder.scales:
-            yield Outcome(
-                sample=row.sample,
-                image=row.image,
-                group=row.group,
-                split=row.split,
-                question=row.question,
+            yield outcome(
                 scale=scale,
                 answer="",
                 correct=None,
@@ -241,6 +234,18 @@ class Labeller:
         turn = Turn("user", (ImageSlot(0), question))
         assert checkpoint.tokenizer is not None  # the scorer refused it otherwise
         return checkpoint.tokenizer.prompt(checkpoint.template.render([turn])).length([0])
+
+
+def _outcome_of(row: Row) -> partial[Outcome]:
+    """An Outcome of this row; what is left to give is what happened at a scale."""
+    return partial(
+        Outcome,
+        sample=row.sample,
+        image=row.image,
+        group=row.group,
+        split=row.split,
+        question=row.question,
+    )
 
 
 def agreement(answer: ScaleAnswer, finest: ScaleAnswer, score: ReferenceScore) -> float:

@@ -55,13 +55,13 @@ def _answers(run: Run, split: str, chunk: list[int], most_questions: int) -> Ite
     rows = [pack(run.tokenizer, questions, Random(0), conversations=0.0) for questions in asked]
     text, blocks, positions, answers = zip(*rows, strict=True)
     wanted = pad(answers, NOT_WANTED).to(run.device)
+    tokens, place = pad(text).to(run.device), pad(positions).to(run.device)
     block, mask = pad(blocks).to(run.device), wanted != NOT_WANTED
     pixels = torch.from_numpy(np.stack([np.asarray(p.image) for p in drawn])).to(run.device)
     with torch.autocast(run.device, dtype=torch.bfloat16):
         features = run.model.patches(pixels)
         for scale in M3_SCALES:
             visual = run.model.visual_tokens(features, scale)
-            tokens, place = pad(text).to(run.device), pad(positions).to(run.device)
             logits = run.model.answer_logits(visual, run.before, tokens, block, place, mask)
             wrong = torch.zeros_like(mask)
             wrong[mask] = logits.argmax(-1) != wanted[mask]

@@ -72,8 +72,7 @@ _GLYPHS |= {"shapes": 0.08, "bars": 0.04, "photo": 0.02}
 _LEGIBLE = {"shapes": 0.25, "dominant": 0.06, "handwriting": 0.16, "printing": 0.38, "form": 0.02}
 _LEGIBLE |= {"table": 0.02, "bars": 0.06, "lines": 0.02, "pie": 0.02, "photo": 0.01}
 
-_QUARTER = {1: 0.10, 9: 0.20, 36: 0.25, 144: 0.45}
-_QUARTER_FINE = {1: 0.05, 9: 0.10, 36: 0.25, 144: 0.60}
+_QUARTER = {1: 0.05, 9: 0.10, 36: 0.25, 144: 0.60}
 _WHOLE = {1: 0.10, 9: 0.15, 36: 0.20, 144: 0.25, 576: 0.30}
 
 RECIPES = {
@@ -91,7 +90,7 @@ RECIPES = {
                     batch=128,
                     side=168,
                     decay=0.15,
-                    scales=_QUARTER_FINE,
+                    scales=_QUARTER,
                     mix=_LEGIBLE,
                 ),
                 Stage(

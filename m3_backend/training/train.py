@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -166,7 +166,6 @@ class Run:
 
     def _save(self, stage: int, step: int, optimisers: list[torch.optim.Optimizer]) -> None:
         state = {
-            "recipe": json.dumps(asdict(self.recipe)),
             "model": self.model.state_dict(),
             "stage": stage,
             "step": step,

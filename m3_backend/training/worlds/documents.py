@@ -31,14 +31,10 @@ class _Sheet:
         side = scene.side
         # The widest line must fit, and `least_lines` of them with some air.
         probe = 20
-        glyph = (
-            lettering.width_of(self.font, int(lettering.font_of_height(self.font, probe).size), "H")
-            / probe
-        )
+        glyph = lettering.width_of(self.font, probe, "H") / probe
         tallest = min((side - 12) / (columns * glyph), side / (least_lines * 1.7))
         self.height = max(7, round(scene.log_uniform(7, max(7.5, min(tallest, 40)))))
         self.pitch = self.height * scene.rng.uniform(1.5, 1.9)
-        self.lines = int((side - 8) / self.pitch)
         if scene.shift == "density":
             self.pitch = self.height * 1.35
         self.left = scene.rng.uniform(3, max(3.5, side - columns * glyph * self.height - 4))
@@ -49,9 +45,8 @@ class _Sheet:
         self.canvas.text(x, self.top + line * self.pitch, text, self.font, self.height, self.ink)
 
     def write_right(self, line: int, text: str) -> None:
-        size = int(lettering.font_of_height(self.font, self.height).size)
         end = self.left + self.width
-        self.write(line, text, end - lettering.width_of(self.font, size, text))
+        self.write(line, text, end - lettering.width_of(self.font, self.height, text))
 
     def room(self) -> int:
         """Lines that still fit below the top margin."""

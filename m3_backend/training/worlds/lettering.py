@@ -59,8 +59,9 @@ def advance(name: str, size: int, char: str) -> float:
     return font(name, size).getlength(char)
 
 
-def width_of(name: str, size: int, text: str) -> float:
+def width_of(name: str, glyph_height: int, text: str) -> float:
     """Width in pixels when drawn glyph by glyph, without kerning."""
+    size = int(font_of_height(name, glyph_height).size)
     return sum(advance(name, size, char) for char in text)
 
 

@@ -58,8 +58,7 @@ def print_somewhere(
 ) -> bool:
     """Writes `text` at a random place between two heights. False if it does not fit."""
     font = scene.font()
-    size = int(lettering.font_of_height(font, height).size)
-    width = lettering.width_of(font, size, text)
+    width = lettering.width_of(font, height, text)
     if width > scene.side - 4 or height > bottom - top - 2:
         return False
     x = scene.rng.uniform(2, scene.side - 2 - width)
