@@ -1,16 +1,16 @@
 """What a request costs at a scale: operations, bytes and milliseconds. No torch here.
 
 Operations follow the usual count for a decoder: two per weight and token, plus attention's two
-    products
-over the causal prefix (as in the efficiency table of M3, arXiv 2405.17430, which counts the
-language model only). Milliseconds are an affine model fitted to measurements on the replica's own
-device.
+products over the whole square of positions, the half above the diagonal included. That is how the
+efficiency table of M3 (arXiv 2405.17430) counts, for the language model only. Milliseconds are an
+affine model fitted to measurements on the replica's own device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class CostModel:
         )
 
 
-def fit_affine(tokens: Sequence[int], milliseconds: Sequence[float]) -> tuple[float, float]:
+def fit_affine(tokens: Sequence[float], milliseconds: Sequence[float]) -> tuple[float, float]:
     """(base, per token), neither below zero, with the least squared *relative* errors.
 
     Relative, because plain least squares would let the longest prompt alone decide what the
@@ -90,3 +90,31 @@ def fit_affine(tokens: Sequence[int], milliseconds: Sequence[float]) -> tuple[fl
             sum(w * x * y for w, x, y in points) / sum(w * x * x for w, x, _ in points),
         )
     return base, slope
+
+
+@dataclass(frozen=True, slots=True)
+class AffineFit:
+    """Milliseconds as base + per token, and how well that describes what was measured.
+
+    Args:
+        error: root mean square of the relative deviations, 0.05 for five per cent.
+    """
+
+    base_ms: float
+    token_ms: float
+    error: float
+
+    def at(self, tokens: float) -> float:
+        return self.base_ms + self.token_ms * tokens
+
+
+def fit_milliseconds(tokens: Sequence[float], milliseconds: Sequence[float]) -> AffineFit:
+    """The line of `fit_affine` through measurements above zero, with its error.
+
+    Its parts are the `prefill_base_ms` and `prefill_token_ms` of a CostModel when `milliseconds`
+    are prefills.
+    """
+    base, per_token = fit_affine(tokens, milliseconds)
+    deviations = ((base + per_token * x - y) / y for x, y in zip(tokens, milliseconds, strict=True))
+    error = sqrt(sum(deviation**2 for deviation in deviations) / len(tokens))
+    return AffineFit(base, per_token, error)

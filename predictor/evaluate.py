@@ -133,10 +133,10 @@ def judge_part(
             )
         ],
         "hull": _points(fixed),
-        "oracle": _points(_thinned(best)),
-        "router": _points(_thinned(router)),
-        "priced": _points(_thinned(priced)),
-        "family_lookup": _points(_thinned(lookup)),
+        "oracle": _points(best.thinned()),
+        "router": _points(router.thinned()),
+        "priced": _points(priced.thinned()),
+        "family_lookup": _points(lookup.thinned()),
         "gap_closed": {
             "router": _gap_figures(router, fixed, best),
             "priced": _gap_figures(priced, fixed, best),
@@ -253,11 +253,6 @@ def _gap_figures(policy: Curve, fixed: Curve, best: Curve) -> dict[str, Any]:
             for cost, value in zip(_SHOWN_COSTS, shown, strict=True)
         },
     }
-
-
-def _thinned(curve: Curve, most: int = 100) -> Curve:
-    at = np.unique(np.linspace(0, len(curve.cost) - 1, most).round().astype(int))
-    return Curve(curve.cost[at], curve.accuracy[at])
 
 
 def _points(curve: Curve) -> dict[str, list[float]]:

@@ -29,6 +29,11 @@ class Curve:
         """Accuracy at a mean cost; NaN below the cheapest point, which nothing can reach."""
         return np.interp(np.asarray(cost, dtype=np.float64), self.cost, self.accuracy, left=np.nan)
 
+    def thinned(self, most: int = 100) -> Curve:
+        """At most so many of the points, the ends among them."""
+        at = np.unique(np.linspace(0, len(self.cost) - 1, most).round().astype(int))
+        return Curve(self.cost[at], self.accuracy[at])
+
     @classmethod
     def through(cls, cost: ArrayLike, accuracy: ArrayLike) -> Curve:
         """Points in any order; of points with equal cost the best counts."""
@@ -70,14 +75,34 @@ def oracle(success: NDArray[np.bool_], cost: Floats) -> Curve:
     """The most that any per-sample choice reaches, as a function of mean cost.
 
     Every sample pays at least its cheapest scale. Beyond that only one step is worth paying for: to
-    the cheapest scale that succeeds; those steps are bought cheapest first.
+    the cheapest scale that succeeds; those steps are bought cheapest first. Equal steps are one
+    stretch of the curve.
     """
     base = cost.min(axis=1)
     first_success = np.where(success, cost, np.inf).min(axis=1)
-    extra = np.sort((first_success - base)[np.isfinite(first_success)])
-    costs = base.mean() + np.concatenate(([0.0], np.cumsum(extra))) / len(cost)
-    accuracies = np.arange(len(extra) + 1) / len(cost)
+    extra, samples = np.unique(
+        (first_success - base)[np.isfinite(first_success)], return_counts=True
+    )
+    costs = base.mean() + np.concatenate(([0.0], np.cumsum(extra * samples))) / len(cost)
+    accuracies = np.concatenate(([0], np.cumsum(samples))) / len(cost)
     return Curve.through(costs, accuracies)
+
+
+def smallest_sufficient(success: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """N indices of the coarsest scale that succeeds, -1 where none does.
+
+    Args:
+        success: N×S, coarse to fine.
+    """
+    return np.where(success.any(axis=1), success.argmax(axis=1), -1)
+
+
+def stable(success: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """N×S: does the scale succeed and every finer one too.
+
+    A lucky guess at a coarse scale that a finer one does not repeat is no success here.
+    """
+    return np.logical_and.accumulate(success[:, ::-1], axis=1)[:, ::-1]
 
 
 def policy_points(

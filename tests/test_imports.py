@@ -20,7 +20,7 @@ MAY_IMPORT = {
 HEAVY = ("torch", "transformers", "ray", "vllm")
 TORCH = {"torch", "transformers", "vllm"}
 # The border types are used by every room, so they must not pull torch in.
-LIGHT_BACKEND = {"__init__", "scales", "messages", "errors", "costs"}
+LIGHT_BACKEND = {"__init__", "scales", "messages", "errors", "costs", "shapes"}
 # Runs the model itself, so it needs an engine; everything else in predictor/ works without.
 OFFLINE = {"predictor.label"}
 

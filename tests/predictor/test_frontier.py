@@ -5,7 +5,16 @@ from itertools import product
 import numpy as np
 import pytest
 
-from predictor.frontier import Curve, fixed_scales, gap_closed, hull, oracle, policy_points
+from predictor.frontier import (
+    Curve,
+    fixed_scales,
+    gap_closed,
+    hull,
+    oracle,
+    policy_points,
+    smallest_sufficient,
+    stable,
+)
 
 SUCCESS = np.array(
     [
@@ -46,6 +55,33 @@ def test_the_oracle_is_the_best_of_all_choices() -> None:
         assert accuracy == pytest.approx(reachable)
     assert curve.accuracy[-1] == pytest.approx(5 / 6)
     assert curve.cost[0] == 1.0
+
+
+def test_the_smallest_sufficient_scale_and_the_stable_one() -> None:
+    assert smallest_sufficient(SUCCESS).tolist() == [0, 1, 2, 1, -1, 0]
+    assert stable(SUCCESS).tolist() == [
+        [True, True, True],
+        [False, True, True],
+        [False, False, True],
+        [False, False, False],
+        [False, False, False],
+        [False, False, True],
+    ]
+    assert smallest_sufficient(stable(SUCCESS)).tolist() == [0, 1, 2, -1, -1, 2]
+
+
+def test_equal_steps_of_the_oracle_are_one_stretch() -> None:
+    curve = oracle(SUCCESS, TOKENS)
+    # Steps of 0 (two samples), 9 (two) and 99 (one), shared by six samples.
+    assert curve.cost.tolist() == pytest.approx([1, 1 + 18 / 6, 1 + (18 + 99) / 6])
+    assert curve.accuracy.tolist() == pytest.approx([2 / 6, 4 / 6, 5 / 6])
+
+
+def test_a_thinned_curve_keeps_its_ends() -> None:
+    curve = Curve(np.arange(1000.0), np.arange(1000.0) / 1000)
+    few = curve.thinned(10)
+    assert len(few.cost) == 10
+    assert (few.cost[0], few.cost[-1]) == (0, 999)
 
 
 def test_the_gap_closed_is_zero_on_the_hull_and_one_at_the_oracle() -> None:
