@@ -20,6 +20,7 @@ from m3_backend.training.worlds import Picture, Question, draw
 # The easiest questions would otherwise fill a sixth of every batch.
 _SELDOM = {"background": 0.2, "document_kind": 0.35, "chart_kind": 0.35, "text_colour": 0.5}
 _CONVERSATIONS = 0.15
+_ROOM = 100  # tokens of questions and answers about a picture; evens out the rows of a batch
 NOT_WANTED = -100
 
 
@@ -65,7 +66,7 @@ class Batches(Dataset[Batch]):
             draw("train", base + i, stage.side, seed=self._seed, mix=stage.mix)
             for i in range(stage.batch)
         ]
-        rows = [pack(self._tokenizer, _choose(p, self._questions, rng), rng) for p in pictures]
+        rows = [pack(self._tokenizer, self._choose(p, rng), rng) for p in pictures]
         text, blocks, positions, answers = zip(*rows, strict=True)
         return Batch(
             pixels=torch.from_numpy(np.stack([np.asarray(p.image) for p in pictures])),
@@ -79,12 +80,12 @@ class Batches(Dataset[Batch]):
             answers=pad(answers, NOT_WANTED),
         )
 
-
-def _choose(picture: Picture, most: int, rng: Random) -> list[Question]:
-    kept = [q for q in picture.questions if rng.random() < _SELDOM.get(q.family, 1.0)]
-    kept = kept or list(picture.questions[:1])
-    rng.shuffle(kept)
-    return kept[:most]
+    def _choose(self, picture: Picture, rng: Random) -> list[Question]:
+        kept = [q for q in picture.questions if rng.random() < _SELDOM.get(q.family, 1.0)]
+        kept = [q for q in kept if q.detail_px >= self._stage.least_detail]
+        kept = kept or list(picture.questions[:1])
+        rng.shuffle(kept)
+        return kept[: self._questions]
 
 
 def pack(
@@ -92,11 +93,13 @@ def pack(
     questions: list[Question],
     rng: Random,
     conversations: float = _CONVERSATIONS,
+    room: int = _ROOM,
 ) -> tuple[list[int], list[int], list[int], list[int]]:
     """Token ids, block numbers, positions and wanted answers of a picture's questions in a row.
 
     Usually every question is a block of its own that starts right behind the image. In a share of
-    `conversations` all of them are turns of one conversation.
+    `conversations` all of them are turns of one conversation. What does not fit into `room` tokens
+    is left out, the first question never.
     """
     conversation = rng.random() < conversations
     text: list[int] = []
@@ -107,6 +110,8 @@ def pack(
         opening = "\n" if number == 1 or not conversation else "USER: "
         asked = _encode(tokenizer, f"{opening}{question.text} ASSISTANT:")
         answer = [*_encode(tokenizer, f" {question.answer}"), tokenizer.eos_token_id]
+        if text and len(text) + len(asked) + len(answer) > room:
+            break
         start = len(text) if conversation else 0
         text += asked + answer
         blocks += [1 if conversation else number] * (len(asked) + len(answer))

@@ -52,7 +52,10 @@ def _answers(run: Run, split: str, chunk: list[int], most_questions: int) -> Ite
     for picture in drawn:
         rng = Random(picture.name)
         asked.append(rng.sample(picture.questions, min(most_questions, len(picture.questions))))
-    rows = [pack(run.tokenizer, questions, Random(0), conversations=0.0) for questions in asked]
+    rows = [
+        pack(run.tokenizer, questions, Random(0), conversations=0.0, room=4096)
+        for questions in asked
+    ]
     text, blocks, positions, answers = zip(*rows, strict=True)
     wanted = pad(answers, NOT_WANTED).to(run.device)
     tokens, place = pad(text).to(run.device), pad(positions).to(run.device)

@@ -31,6 +31,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 LABEL_ROWS, LABEL_COLUMNS = 2, 4
 COLOUR_POINTS = 4
 
+SHIPPED = Path(__file__).parent.parent / "checkpoints" / "m3-tiny"
+DENSE_HEADS = "dense_heads.safetensors"  # beside a checkpoint, for those who train it further
+
 
 class TinyLlava(nn.Module):
     """A LLaVA-shaped model with dense heads for the vision tower's own training.
@@ -238,7 +241,14 @@ def save_checkpoint(model: TinyLlava, tokenizer: PreTrainedTokenizerFast, folder
         public_name(k): v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in state.items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
+    heads = {
+        name: value.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, value in model.state_dict().items()
+        if name.startswith(("class_head.", "colour_head."))
+    }
+    save_file(heads, folder / DENSE_HEADS)
+    for name in ("model.safetensors", DENSE_HEADS):
+        (folder / name).chmod(0o644)  # safetensors lets only the owner read
     config = model.config.to_dict()
     config["architectures"] = ["LlavaForConditionalGeneration"]
     config["dtype"] = "bfloat16"

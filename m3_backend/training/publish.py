@@ -16,11 +16,9 @@ from pathlib import Path
 import torch
 
 from m3_backend.training.evaluate import Table, as_markdown, evaluate, tabulate
-from m3_backend.training.model import save_checkpoint
+from m3_backend.training.model import SHIPPED, save_checkpoint
 from m3_backend.training.recipe import RECIPES, Stage
 from m3_backend.training.train import Run
-
-SHIPPED = Path(__file__).parent.parent / "checkpoints" / "m3-tiny"
 
 _CARD = """# m3-tiny
 
@@ -105,7 +103,8 @@ def card(run: Run, test: Table, pictures: int, shifted: Table, shifted_pictures:
 def _learns(stage: Stage) -> str:
     if stage.kind == "dense":
         return "vision tower, from class and colour labels under every patch"
-    return "language model and projector" + (", vision tower slowly" if stage.vision_lr else "")
+    tower = "; vision tower slowly, from the dense labels" if stage.tower_rate else ""
+    return "language model and projector" + tower
 
 
 def _scales(stage: Stage) -> str:

@@ -6,34 +6,69 @@ Stops and resumes at any step; the same seed on the same hardware gives the same
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from m3_backend.scales import M3_GRID_SIDE
 from m3_backend.training.batches import NOT_WANTED, Batch, Batches
-from m3_backend.training.model import TinyLlava, build_tokenizer, save_checkpoint
+from m3_backend.training.model import (
+    DENSE_HEADS,
+    SHIPPED,
+    TinyLlava,
+    build_tokenizer,
+    public_name,
+    save_checkpoint,
+)
 from m3_backend.training.recipe import PATCH, RECIPES, Recipe, Stage
 from m3_backend.training.worlds.canvas import CLASSES, NO_COLOUR
 
 _SAVE_EVERY_S = 120.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
+_IS_GLYPH = torch.tensor([what.startswith(("printed", "handwritten")) for what in CLASSES])
 # Most of a picture is background or a large area of one thing; glyphs are small and many.
-CLASS_WEIGHTS = torch.tensor(
-    [0.1] + [1.0 if what.startswith(("printed", "handwritten")) else 0.3 for what in CLASSES[1:]]
-)
+CLASS_WEIGHTS = torch.where(_IS_GLYPH, 1.0, 0.3)
+CLASS_WEIGHTS[0] = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """Parameters that learn together: matrices by Muon, the rest by AdamW.
+
+    Args:
+        rate: relative to the learning rates of the stage.
+    """
+
+    matrices: list[nn.Parameter]
+    others: list[nn.Parameter]
+    rate: float
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.matrices + self.others
+
+
+def _trained(body: list[nn.Module], tables: list[nn.Module], rate: float) -> _Trained:
+    """Splits modules: the matrices of `body` to Muon; embeddings, heads and vectors to AdamW."""
+    within = [p for module in body for p in module.parameters()]
+    others = [p for p in within if p.ndim != 2]
+    others += [p for module in tables for p in module.parameters()]
+    return _Trained([p for p in within if p.ndim == 2], others, rate)
 
 
 class Run:
@@ -50,6 +85,25 @@ class Run:
         before = self.tokenizer.encode("USER: ", add_special_tokens=False)
         self.before = torch.tensor([self.tokenizer.bos_token_id, *before], device=device)
         out.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, stage: str, checkpoint: Path) -> None:
+        """Makes a fresh run start at a later stage, with the weights of a published checkpoint.
+
+        Weights of other sizes than the recipe's, and dense heads that were not published with the
+        checkpoint, keep their initial values. A run that has begun already is left as it is.
+        """
+        if (self.out / "state.pt").exists():
+            return
+        number = [each.name for each in self.recipe.stages].index(stage)
+        own = self.model.llava.state_dict()
+        published = load_file(checkpoint / "model.safetensors")
+        for name, value in own.items():
+            theirs = published.get(public_name(name))
+            if theirs is not None and theirs.shape == value.shape:
+                value.copy_(theirs)
+        if (heads := checkpoint / DENSE_HEADS).exists():
+            self.model.load_state_dict(load_file(heads), strict=False)
+        self._save(number, 0, [])
 
     def train(self) -> None:
         """Runs every stage that is not finished yet, then writes the checkpoint."""
@@ -69,7 +123,7 @@ class Run:
         optimisers = _optimisers(stage, trained)
         for optimiser, state in zip(optimisers, saved or (), strict=bool(saved)):
             optimiser.load_state_dict(state)
-        parameters = [p for group in trained for p in group]
+        parameters = [p for each in trained for p in each.parameters()]
         saved_at = time.monotonic()
         bar = tqdm(total=stage.steps, initial=first, desc=stage.name, unit="step", mininterval=10)
         for step, batch in enumerate(self._batches(stage, first), start=first):
@@ -95,27 +149,28 @@ class Run:
         bar.close()
         self._save(number + 1, 0, [])
 
-    def _trainable(self, stage: Stage) -> list[list[nn.Parameter]]:
-        """[matrices, the rest, vision tower at its own rate] of a stage; all else is frozen."""
+    def _trainable(self, stage: Stage) -> list[_Trained]:
+        """What learns in a stage, and how fast; all else is frozen."""
         model = self.model
+        tower: list[nn.Module] = [model.vision.pre_layrnorm, model.vision.encoder]
+        tower_tables: list[nn.Module] = [
+            model.vision.embeddings,
+            model.class_head,
+            model.colour_head,
+        ]
+        language: list[nn.Module] = [model.language.layers, model.language.norm, model.projector]
+        tables: list[nn.Module] = [model.language.embed_tokens, model.llava.lm_head]
+        learning = (
+            [_trained(tower, tower_tables, 1.0)]
+            if stage.kind == "dense"
+            else [_trained(language, tables, 1.0)]
+            + ([_trained(tower, tower_tables, stage.tower_rate)] if stage.tower_rate else [])
+        )
         model.requires_grad_(False)
-        if stage.kind == "dense":
-            body: list[nn.Module] = [model.vision.pre_layrnorm, model.vision.encoder]
-            rest: list[nn.Module] = [model.vision.embeddings, model.class_head, model.colour_head]
-            slow: list[nn.Module] = []
-        else:
-            body = [model.language.layers, model.language.norm, model.projector]
-            rest = [model.language.embed_tokens, model.llava.lm_head]
-            slow = [model.vision.embeddings, model.vision.pre_layrnorm, model.vision.encoder]
-            slow = slow if stage.vision_lr else []
-        matrices = [p for m in body for p in m.parameters() if p.ndim == 2]
-        others = [p for m in body for p in m.parameters() if p.ndim != 2]
-        others += [p for m in rest for p in m.parameters()]
-        groups = [matrices, others, [p for m in slow for p in m.parameters()]]
-        for group in groups:
-            for parameter in group:
+        for trained in learning:
+            for parameter in trained.parameters():
                 parameter.requires_grad_(True)
-        return groups
+        return learning
 
     def _batches(self, stage: Stage, first: int) -> Iterator[Batch]:
         batches = Batches(stage, self.tokenizer, self.recipe.questions, self.recipe.seed)
@@ -139,18 +194,31 @@ class Run:
         rng = Random(f"{self.recipe.seed}-{stage.name}-{step}-draws")
         room = M3_GRID_SIDE - stage.side // PATCH
         corner = (rng.randint(0, room), rng.randint(0, room))
-        with torch.set_grad_enabled(stage.kind == "dense" or stage.vision_lr > 0):
-            features = self.model.patches(batch.pixels, corner)
+        with torch.set_grad_enabled(stage.kind == "dense" or stage.tower_rate > 0):
+            features = self._see(batch.pixels, corner)
         if stage.kind == "dense":
             return self._dense_loss(features, batch)
         scale = rng.choices(list(stage.scales), list(stage.scales.values()))[0]
         wanted = batch.answers != NOT_WANTED
-        visual = self.model.visual_tokens(features, scale)
+        # The tower learns from dense labels only: through the language model's loss a small one
+        # learns next to nothing, and features that wander for its sake are harder to read.
+        visual = self.model.visual_tokens(features.detach(), scale)
         logits = self.model.answer_logits(
             visual, self.before, batch.text, batch.blocks, batch.positions, wanted
         )
         loss = F.cross_entropy(logits.float(), batch.answers[wanted])
-        return loss, {"scale": scale}
+        metrics = {"scale": scale, "answer_loss": round(loss.item(), 4)}
+        if stage.tower_rate:
+            dense, seen = self._dense_loss(features, batch)
+            return loss + dense, metrics | seen
+        return loss, metrics
+
+    def _see(self, pixels: Tensor, corner: tuple[int, int]) -> Tensor:
+        if self.device != "cpu":
+            return self.model.patches(pixels, corner)
+        # The fused kernel's backward pass takes 40% of a dense step on a CPU, plain products 20%.
+        with sdpa_kernel(SDPBackend.MATH):
+            return self.model.patches(pixels, corner)
 
     def _dense_loss(self, features: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         classes, colours = self.model.dense_logits(features)
@@ -161,8 +229,12 @@ class Run:
         known = batch.colours < NO_COLOUR
         colour_loss = F.cross_entropy(colours[known].float(), batch.colours[known])
         drawn = batch.classes > 0
-        right = (classes.argmax(-1) == batch.classes)[drawn].float().mean().item()
-        return class_loss + colour_loss, {"foreground_accuracy": round(right, 3)}
+        right = classes.argmax(-1) == batch.classes
+        glyphs = _IS_GLYPH.to(features.device)[batch.classes]
+        return class_loss + colour_loss, {
+            "foreground_accuracy": round(right[drawn].float().mean().item(), 3),
+            "glyph_accuracy": round(right[glyphs].float().mean().item(), 3),
+        }
 
     def _save(self, stage: int, step: int, optimisers: list[torch.optim.Optimizer]) -> None:
         state = {
@@ -190,16 +262,20 @@ class Run:
             file.write(json.dumps({"time": round(time.time(), 1), **entry}) + "\n")
 
 
-def _optimisers(stage: Stage, trained: list[list[nn.Parameter]]) -> list[torch.optim.Optimizer]:
-    matrices, others, slow = trained
-    groups: list[dict[str, Any]] = [{"params": others, "lr": stage.lr, "initial_lr": stage.lr}]
-    if slow:
-        groups.append({"params": slow, "lr": stage.vision_lr, "initial_lr": stage.vision_lr})
+def _optimisers(stage: Stage, trained: list[_Trained]) -> list[torch.optim.Optimizer]:
+    """Muon for all matrices, AdamW for the rest; every group knows its own full rate."""
     muon = torch.optim.Muon(
-        matrices, lr=stage.matrix_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+        [_group(each.matrices, stage.matrix_lr * each.rate) for each in trained],
+        lr=stage.matrix_lr,
+        weight_decay=0.05,
+        adjust_lr_fn="match_rms_adamw",
     )
-    muon.param_groups[0]["initial_lr"] = stage.matrix_lr
-    return [muon, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
+    others = [_group(each.others, stage.lr * each.rate) for each in trained]
+    return [muon, torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def _group(parameters: list[nn.Parameter], rate: float) -> dict[str, Any]:
+    return {"params": parameters, "lr": rate, "initial_lr": rate}
 
 
 def _schedule(step: int, stage: Stage) -> float:
@@ -215,8 +291,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    parser.add_argument(
+        "--begin", metavar="STAGE", help="start a fresh run here instead of at the first stage"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, default=SHIPPED, help="the weights that --begin starts with"
+    )
     options = parser.parse_args()
-    Run(RECIPES[options.recipe], options.out, options.device, options.workers).train()
+    _keep_freed_memory()
+    run = Run(RECIPES[options.recipe], options.out, options.device, options.workers)
+    if options.begin:
+        run.begin(options.begin, options.checkpoint)
+    run.train()
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to reuse freed tensors' memory; returning it costs half of a step on a CPU."""
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # another C library; training is only slower
+    most = 2**31 - 1
+    for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+        mallopt(parameter, most)
 
 
 if __name__ == "__main__":

@@ -66,17 +66,16 @@ def width_of(name: str, glyph_height: int, text: str) -> float:
 
 
 def word(rng: Random, longest: int) -> str:
-    """A word from the list or a string of letters, which only reading can give."""
-    if rng.random() < 0.35:
+    """A word from the list, which a glimpse may give away, or letters that must be read."""
+    if rng.random() < 0.6:
         fitting = [w for w in WORDS if len(w) <= longest]
         if fitting:
             return rng.choice(fitting)
-    return "".join(
-        rng.choice(LETTERS) for _ in range(rng.randint(min(2, longest), min(6, longest)))
-    )
+    length = rng.randint(1, min(4, longest))
+    return "".join(rng.choice(LETTERS) for _ in range(length))
 
 
 def number(rng: Random, longest: int) -> str:
-    """Digits without a leading zero."""
-    length = rng.randint(1, min(5, longest))
+    """One to four digits without a leading zero."""
+    length = rng.randint(1, min(4, longest))
     return rng.choice("123456789") + "".join(rng.choice(DIGITS) for _ in range(length - 1))
