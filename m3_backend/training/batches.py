@@ -19,6 +19,7 @@ from m3_backend.training.worlds import Picture, Question, draw
 
 # The easiest questions would otherwise fill a sixth of every batch.
 _SELDOM = {"background": 0.2, "document_kind": 0.35, "chart_kind": 0.35, "text_colour": 0.5}
+_READ = frozenset({"handwriting", "words", "numbers", "documents"})
 _CONVERSATIONS = 0.15
 _ROOM = 100  # tokens of questions and answers about a picture; evens out the rows of a batch
 NOT_WANTED = -100
@@ -82,7 +83,7 @@ class Batches(Dataset[Batch]):
 
     def _choose(self, picture: Picture, rng: Random) -> list[Question]:
         kept = [q for q in picture.questions if rng.random() < _SELDOM.get(q.family, 1.0)]
-        kept = [q for q in kept if q.detail_px >= self._stage.least_detail]
+        kept = [q for q in kept if q.detail_px >= self._stage.least_detail or q.family not in _READ]
         kept = kept or list(picture.questions[:1])
         rng.shuffle(kept)
         return kept[: self._questions]

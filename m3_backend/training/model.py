@@ -31,6 +31,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 LABEL_ROWS, LABEL_COLUMNS = 2, 4
 COLOUR_POINTS = 4
 
+_PERIODS = (0.5, 1, 2, 4)  # of the waves that tell a place, across the grid
+_PLACES = 2 * (1 + 2 * len(_PERIODS))
+
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "m3-tiny"
 DENSE_HEADS = "dense_heads.safetensors"  # beside a checkpoint, for those who train it further
 
@@ -52,7 +55,10 @@ class TinyLlava(nn.Module):
         width = architecture.vision_width
         self.class_head = nn.Linear(width, LABEL_ROWS * LABEL_COLUMNS * len(CLASSES))
         self.colour_head = nn.Linear(width, COLOUR_POINTS * NO_COLOUR)
+        self.place_head = nn.Linear(width, _PLACES)
         _initialise_vision(self.vision)
+        self.places: Tensor
+        self.register_buffer("places", _places(), persistent=False)
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1) * 255, persistent=False)
 
@@ -93,6 +99,19 @@ class TinyLlava(nn.Module):
         hidden = tower.pre_layrnorm(torch.cat([cls.to(tokens.dtype), tokens], dim=1))
         encoded: Tensor = tower.encoder(inputs_embeds=hidden).last_hidden_state
         return encoded[:, 1:]
+
+    def place_error(self, features: Tensor, corner: tuple[int, int] = (0, 0)) -> Tensor:
+        """Mean squared error of reading a patch's place off its features.
+
+        Without this a tower that learns from labels forgets where it looked, and the language model
+        has only the order of tokens, whose rows have another length at every scale, to tell left
+        from below. What a pooled token says is then the place of its cell.
+        """
+        side = math.isqrt(features.shape[1])
+        window = self.places[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
+        return F.mse_loss(
+            self.place_head(features).float(), window.flatten(0, 1).expand(len(features), -1, -1)
+        )
 
     def dense_logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits at the label points of every patch: [.., 8, classes], [.., 4, colours]."""
@@ -188,6 +207,17 @@ def _config(a: Architecture, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     )
 
 
+def _places() -> Tensor:
+    """Row and column of every patch of the grid as waves: [24, 24, 18]."""
+    angle = torch.arange(M3_GRID_SIDE) / M3_GRID_SIDE
+    waves = [2 * angle - 1]
+    for periods in _PERIODS:
+        waves += [(2 * math.pi * periods * angle).sin(), (2 * math.pi * periods * angle).cos()]
+    along = torch.stack(waves, dim=-1)
+    shape = (M3_GRID_SIDE, M3_GRID_SIDE, along.shape[-1])
+    return torch.cat([along[:, None].expand(shape), along[None].expand(shape)], dim=-1)
+
+
 def _initialise_vision(tower: Any) -> None:
     """Patch embedding to a 2-D cosine basis, positions to 2-D sines: a tower that sees at once."""
     weight: Tensor = tower.embeddings.patch_embedding.weight
@@ -244,7 +274,7 @@ def save_checkpoint(model: TinyLlava, tokenizer: PreTrainedTokenizerFast, folder
     heads = {
         name: value.detach().to("cpu", torch.bfloat16).contiguous()
         for name, value in model.state_dict().items()
-        if name.startswith(("class_head.", "colour_head."))
+        if name.startswith(("class_head.", "colour_head.", "place_head."))
     }
     save_file(heads, folder / DENSE_HEADS)
     for name in ("model.safetensors", DENSE_HEADS):

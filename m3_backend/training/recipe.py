@@ -41,7 +41,7 @@ class Stage:
         tower_rate: how fast the vision tower goes on learning from the dense labels in a language
             stage, relative to the rates of the language model; 0 freezes it.
         decay: share of the steps, at the end, over which the learning rate falls to zero.
-        least_detail: questions about smaller things (pixels) are left out of a language stage.
+        least_detail: smaller writing (pixels) is not asked about in a language stage.
     """
 
     name: str

@@ -59,7 +59,8 @@ _COMMON = tuple(
 
 
 def _corpus() -> Iterator[str]:
-    words = [*NAMES, *SHAPES, *ITEMS, *FIELDS, *_ANSWERS, *_COMMON]
+    plurals = [f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES]
+    words = [*NAMES, *SHAPES, *plurals, *ITEMS, *FIELDS, *_ANSWERS, *_COMMON, "color"]
     templates = [t.replace("{", "").replace("}", "") for t in all_phrasings()]
     for _ in range(4):
         for template in templates:

@@ -157,6 +157,7 @@ class Run:
             model.vision.embeddings,
             model.class_head,
             model.colour_head,
+            model.place_head,
         ]
         language: list[nn.Module] = [model.language.layers, model.language.norm, model.projector]
         tables: list[nn.Module] = [model.language.embed_tokens, model.llava.lm_head]
@@ -197,7 +198,7 @@ class Run:
         with torch.set_grad_enabled(stage.kind == "dense" or stage.tower_rate > 0):
             features = self._see(batch.pixels, corner)
         if stage.kind == "dense":
-            return self._dense_loss(features, batch)
+            return self._dense_loss(features, corner, batch)
         scale = rng.choices(list(stage.scales), list(stage.scales.values()))[0]
         wanted = batch.answers != NOT_WANTED
         # The tower learns from dense labels only: through the language model's loss a small one
@@ -209,7 +210,7 @@ class Run:
         loss = F.cross_entropy(logits.float(), batch.answers[wanted])
         metrics = {"scale": scale, "answer_loss": round(loss.item(), 4)}
         if stage.tower_rate:
-            dense, seen = self._dense_loss(features, batch)
+            dense, seen = self._dense_loss(features, corner, batch)
             return loss + dense, metrics | seen
         return loss, metrics
 
@@ -220,7 +221,9 @@ class Run:
         with sdpa_kernel(SDPBackend.MATH):
             return self.model.patches(pixels, corner)
 
-    def _dense_loss(self, features: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def _dense_loss(
+        self, features: Tensor, corner: tuple[int, int], batch: Batch
+    ) -> tuple[Tensor, dict[str, float]]:
         classes, colours = self.model.dense_logits(features)
         weight = CLASS_WEIGHTS.to(features.device)
         class_loss = F.cross_entropy(
@@ -230,8 +233,10 @@ class Run:
         colour_loss = F.cross_entropy(colours[known].float(), batch.colours[known])
         drawn = batch.classes > 0
         right = classes.argmax(-1) == batch.classes
+        place_error = self.model.place_error(features, corner)
         glyphs = _IS_GLYPH.to(features.device)[batch.classes]
-        return class_loss + colour_loss, {
+        return class_loss + colour_loss + place_error, {
+            "place_error": round(place_error.item(), 4),
             "foreground_accuracy": round(right[drawn].float().mean().item(), 3),
             "glyph_accuracy": round(right[glyphs].float().mean().item(), 3),
         }

@@ -85,6 +85,16 @@ _SEEN: dict[str, tuple[str, ...]] = {
         "count all {what} shapes in the picture.",
         "number of {what} objects?",
     ),
+    "count_these": (
+        "how many {what} are there?",
+        "how many {what} are in the picture?",
+        "count the {what}.",
+        "what is the number of {what}?",
+        "how many {what} do you see?",
+        "give the number of {what}.",
+        "count all {what} in the picture.",
+        "number of {what}?",
+    ),
     "relation": (
         "is the {a} {relation} the {b}?",
         "is the {a} placed {relation} the {b}?",
@@ -295,6 +305,7 @@ _HELD_OUT: dict[str, tuple[str, str]] = {
     "colour_of": ("the {shape} is what colour?", "say which colour the {shape} has."),
     "count_all": ("how many objects do you see?", "say how many shapes there are."),
     "count_some": ("how many of the objects are {what}?", "say how many {what} shapes there are."),
+    "count_these": ("how many of the objects are {what}?", "say how many {what} there are."),
     "relation": (
         "do you find the {a} {relation} the {b}?",
         "in this picture, is the {a} {relation} the {b}?",
@@ -332,9 +343,14 @@ KINDS = tuple(_SEEN)
 
 
 def phrase(kind: str, rng: Random, held_out: bool, **words: str) -> str:
-    """One way of asking a question of `kind`, with `words` filled in."""
+    """One way of asking a question of `kind`, with `words` filled in, as people spell and type."""
     choices = _HELD_OUT[kind] if held_out else _SEEN[kind]
-    return rng.choice(choices).format(**words)
+    text = rng.choice(choices).format(**words)
+    if rng.random() < 0.3:
+        text = text.replace("colour", "color")
+    if rng.random() < 0.4:
+        text = text[0].upper() + text[1:]
+    return text
 
 
 def all_phrasings() -> tuple[str, ...]:

@@ -68,13 +68,20 @@ def _ask_counts(scene: Scene, placed: list[Placed]) -> None:
     smallest = min(p.size for p in placed)
     scene.ask("counting", "count_all", str(len(placed)), smallest)
     p = rng.choice(placed)
-    if rng.random() < 0.5:
+    draw = rng.random()
+    if draw < 0.4:
         count = sum(q.colour == p.colour for q in placed)
-        what = p.colour
-    else:
+        scene.ask("counting", "count_some", str(count), smallest, what=p.colour)
+    elif draw < 0.8:
         count = sum(q.shape == p.shape for q in placed)
-        what = p.shape
-    scene.ask("counting", "count_some", str(count), smallest, what=what)
+        scene.ask("counting", "count_these", str(count), smallest, what=_plural(p.shape))
+    else:
+        count = sum(q.name == p.name for q in placed)
+        scene.ask("counting", "count_these", str(count), smallest, what=_plural(p.name))
+
+
+def _plural(name: str) -> str:
+    return name + ("es" if name.endswith("s") else "s")
 
 
 def _ask_places(scene: Scene, placed: list[Placed]) -> None:

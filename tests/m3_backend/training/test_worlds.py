@@ -93,11 +93,22 @@ def test_counting_all_is_never_less_than_counting_some(pictures: list[Picture]) 
     assert all(everything >= some >= 1 for everything, some in pairs)
 
 
+def _as_templates_spell(kind: str, number: int, held_out: bool, words: dict[str, str]) -> str:
+    text = phrasings.phrase(kind, Random(number), held_out, **words)
+    return text.lower().replace("color", "colour")
+
+
+def test_questions_come_in_the_spellings_people_use() -> None:
+    texts = {phrasings.phrase("background", Random(i), False) for i in range(100)}
+    assert any("color" in text for text in texts) and any("colour" in text for text in texts)
+    assert any(text[0].isupper() for text in texts) and any(text[0].islower() for text in texts)
+
+
 @pytest.mark.parametrize("kind", phrasings.KINDS)
 def test_held_out_phrasings_are_never_trained_on(kind: str) -> None:
     words = {w: w for w in "colour shape what a b relation item field row column part".split()}
-    seen = {phrasings.phrase(kind, Random(i), False, **words) for i in range(200)}
-    held_out = {phrasings.phrase(kind, Random(i), True, **words) for i in range(50)}
+    seen = {_as_templates_spell(kind, i, False, words) for i in range(400)}
+    held_out = {_as_templates_spell(kind, i, True, words) for i in range(100)}
     assert len(seen) == 8
     assert len(held_out) == 2
     assert not seen & held_out
