@@ -19,7 +19,8 @@ import typer
 import yaml
 from rich.console import Console
 
-from deploy.offline import evaluate, label, train_predictor
+from deploy.label import label
+from deploy.offline import evaluate, train_predictor
 from deploy.printing import print_decision, print_report, print_timings
 
 if TYPE_CHECKING:

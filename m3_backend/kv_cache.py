@@ -37,13 +37,16 @@ class SlotCache:
         # Zeros, not empty: a masked position weighs nothing only as long as it is finite.
         self._keys = torch.zeros(size, dtype=dtype, device=device)
         self._values = torch.zeros(size, dtype=dtype, device=device)
-        self._first = 0
+        self._first = self._start = 0
         self._positions: Tensor | None = None
         self._longest = 0
 
-    def begin_prefill(self, first: int) -> None:
-        """Next come whole prompts, written from position 0 on to slots `first`, `first` + 1, …"""
-        self._first, self._positions = first, None
+    def begin_prefill(self, first: int, start: int = 0) -> None:
+        """Next come prompts, written from position `start` on to slots `first`, `first` + 1, …
+
+        What these slots hold before `start` belongs to the prompts.
+        """
+        self._first, self._start, self._positions = first, start, None
 
     def begin_decode(self, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Next comes one token for each of slots 0, 1, …, which hold `lengths` tokens so far.
@@ -62,8 +65,11 @@ class SlotCache:
         count, _, tokens, _ = keys.shape
         if self._positions is None:
             slots = slice(self._first, self._first + count)
-            own_keys[slots, :, :tokens] = keys
-            own_values[slots, :, :tokens] = values
+            end = self._start + tokens
+            own_keys[slots, :, self._start : end] = keys
+            own_values[slots, :, self._start : end] = values
+            if self._start:
+                return own_keys[slots, :, :end], own_values[slots, :, :end]
             return keys, values
         rows = torch.arange(count, device=keys.device)
         own_keys[rows, :, self._positions] = keys[:, :, 0]
@@ -75,10 +81,16 @@ class SlotCache:
         for tensor in (self._keys, self._values):
             tensor[:, target, :, :length] = tensor[:, source, :, :length]
 
+    def spread(self, sources: Sequence[int], length: int) -> None:
+        """Give slot i the first `length` tokens that slot `sources[i]` holds now, for every i."""
+        index = torch.tensor(sources, device=self._keys.device)
+        for layer in (*self._keys, *self._values):  # one at a time: each makes a copy
+            layer[: len(sources), :, :length] = layer[index, :, :length]
+
     # What transformers asks in order to build a causal mask for a prefill.
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        return 0
+        return self._start
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return query_length, 0
+        return self._start + query_length, 0

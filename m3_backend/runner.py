@@ -84,14 +84,17 @@ class ModelRunner:
         return self.logits(hidden[torch.arange(len(prompts), device=hidden.device), last])
 
     @torch.inference_mode()
-    def hidden(self, prompts: Sequence[Tensor], first_slot: int = 0) -> Tensor:
+    def hidden(self, prompts: Sequence[Tensor], first_slot: int = 0, start: int = 0) -> Tensor:
         """Like `prefill`, but the hidden states of every position [prompts, longest, hidden].
 
         Prompts are padded at the end, where causal attention lets nobody see the padding.
+
+        Args:
+            start: these are the rests of prompts whose first `start` tokens the slots hold already.
         """
-        self.cache.begin_prefill(first_slot)
+        self.cache.begin_prefill(first_slot, start)
         padded = pad_sequence(list(prompts), batch_first=True)
-        positions = torch.arange(padded.shape[1], device=padded.device)[None]
+        positions = torch.arange(start, start + padded.shape[1], device=padded.device)[None]
         output = self._decoder(
             inputs_embeds=padded,
             position_ids=positions,

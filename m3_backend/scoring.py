@@ -1,75 +1,80 @@
-"""Offline: one image, several questions, every scale, with the vision tower run once.
+"""Offline: pictures, several questions about each, every scale, with nothing computed twice.
 
-What a labelling job needs, in batches and without an event loop. Answers are greedy; a reference
-answer can also be scored by teacher forcing, which takes one prefill per scale: the greedy answer
-at a scale equals the reference exactly if the argmax at every position is the reference's token.
+What a labelling job needs, in batches and without an event loop. The vision tower runs once per
+picture; what stands before the question is prefilled once per picture and scale and shared by its
+questions. The finest scale answers first. Coarser ones are given its answer by teacher forcing, in
+one prefill each: a greedy answer is the same exactly if the argmax at every position is the token
+of the finest, so only what differs is left to decode, from the first difference on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from m3_backend.answer_text import SEPARATOR
 from m3_backend.checkpoint import Checkpoint
-from m3_backend.errors import CheckpointError, ContextLengthError
+from m3_backend.errors import CheckpointError, ContextLengthError, ServiceError
 from m3_backend.messages import ImageInput, ImageSlot, Turn
 from m3_backend.prompt import Prompt, Tokenizer
 from m3_backend.runner import ModelRunner
-from m3_backend.scheduler import similar_lengths
+from m3_backend.scales import image_tokens
 from m3_backend.vision import pool
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleAnswer:
-    """A greedy answer. `token_ids` ends with the end-of-sequence token unless it was cut off."""
+    """A greedy answer, and the finest scale's answer under teacher forcing at this scale.
+
+    Args:
+        token_ids: ends with the end-of-sequence token unless the answer was cut off.
+        matches: per token of the finest's answer, whether it is the argmax given those before it.
+        logprob: natural log-probability of the whole finest answer.
+    """
 
     scale: int
     text: str
     token_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceScore:
-    """A reference answer under teacher forcing at one scale.
-
-    Args:
-        matches: per reference token, whether it is the argmax given the reference before it.
-        logprob: natural log-probability of the whole reference.
-    """
-
-    scale: int
     matches: tuple[bool, ...]
     logprob: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """One question at one scale, and the tokens to force."""
+_Found = tuple[list[int], tuple[bool, ...], float]  # tokens, matches, logprob of a ScaleAnswer
 
-    question: int
-    scale: int
-    embeddings: Tensor
-    forced: tuple[int, ...] = ()
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Picture:
+    """A picture and its full-grid features [tiles, grid², hidden]."""
+
+    image: ImageInput
+    features: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Question:
+    """One that can be answered, with the answers found so far, fine to coarse."""
+
+    picture: _Picture
+    prompt: Prompt
+    answers: list[ScaleAnswer] = field(default_factory=list)
 
     @property
-    def prompt_tokens(self) -> int:
-        return len(self.embeddings)
+    def reference(self) -> tuple[int, ...]:
+        """What the finest scale answered."""
+        return self.answers[0].token_ids
 
 
 class Scorer:
     """Not thread-safe.
 
     Args:
-        batch: prompts per forward pass.
+        batch: questions per forward pass.
         context: tokens per prompt and answer; bounds memory.
-        scales: those of the checkpoint's ladder to run, coarse to fine; None takes all.
     """
 
     def __init__(
@@ -78,113 +83,193 @@ class Scorer:
         *,
         batch: int = 16,
         context: int = 1024,
-        scales: Sequence[int] | None = None,
     ) -> None:
         if checkpoint.tokenizer is None:
             raise CheckpointError(f"{checkpoint.name} has no tokenizer; it cannot read questions.")
         self._tokenizer: Tokenizer = checkpoint.tokenizer
         self._checkpoint = checkpoint
-        self.scales = tuple(map(checkpoint.ladder.require, scales or checkpoint.ladder.scales))
+        self._ladder = checkpoint.ladder
         length = min(context, checkpoint.max_context)
         self._runner = ModelRunner(checkpoint, slots=batch, length=length)
-        self._last: tuple[str, Tensor] | None = None
+        self._eos = checkpoint.eos
 
     def answers(
-        self, image: ImageInput, questions: Sequence[str], *, max_tokens: int = 32
-    ) -> list[tuple[ScaleAnswer, ...]]:
-        """Greedy answers, per question and then per scale.
+        self,
+        inquiries: Sequence[tuple[ImageInput, Sequence[str]]],
+        *,
+        max_tokens: int = 32,
+        scales: Sequence[int] | None = None,
+    ) -> list[list[tuple[ScaleAnswer, ...] | ServiceError]]:
+        """Greedy answers, per picture and question one for every scale, coarse to fine.
+
+        A question that cannot be answered has the error instead and leaves the others alone:
+        InvalidImageError with all questions of its picture, ContextLengthError.
+
+        Args:
+            scales: ascending; None takes the whole ladder. The last one is "the finest".
 
         Raises:
-            InvalidImageError, ContextLengthError
+            InvalidScaleError: a scale that is not on the ladder.
         """
-        items = self._items(image, [(question, ()) for question in questions], max_tokens)
-        return self._by_question(items, lambda batch: self._generate(batch, max_tokens))
+        wanted = tuple(map(self._ladder.require, scales or self._ladder.scales))
+        asked = [self._prepared(image, texts, wanted[-1], max_tokens) for image, texts in inquiries]
+        questions = [q for of_one in asked for q in of_one if isinstance(q, _Question)]
+        for scale in reversed(wanted):
+            for batch in self._batches(questions, scale):
+                self._answer(batch, scale, max_tokens)
+        return [
+            [tuple(reversed(q.answers)) if isinstance(q, _Question) else q for q in of_one]
+            for of_one in asked
+        ]
 
-    def score(
-        self, image: ImageInput, references: Sequence[tuple[str, Sequence[int]]]
-    ) -> list[tuple[ReferenceScore, ...]]:
-        """Teacher-forced scores of (question, reference token ids), per pair and then per scale.
-
-        Raises:
-            InvalidImageError, ContextLengthError
-        """
-        forced = [(question, tuple(tokens)) for question, tokens in references]
-        items = self._items(image, forced, max((len(tokens) for _, tokens in forced), default=0))
-        return self._by_question(items, self._force)
-
-    def _items(
-        self, image: ImageInput, forced: Sequence[tuple[str, tuple[int, ...]]], room: int
-    ) -> list[_Item]:
-        full = self._encode(image)
-        items = []
-        for scale in self.scales:
-            features = pool(full, self._checkpoint.ladder, scale)
-            for index, (question, tokens) in enumerate(forced):
-                embeddings = self._runner.embed(self._prompt(question), [image], [features])
-                if len(embeddings) + room > self._runner.cache.length:
-                    raise ContextLengthError(
-                        f"{len(embeddings)} prompt tokens and {room} for the answer exceed the "
-                        f"scorer's context of {self._runner.cache.length}."
-                    )
-                items.append(_Item(index, scale, embeddings, tokens))
-        return items
-
-    def _encode(self, image: ImageInput) -> Tensor:
-        """Full-grid features; the last image's are kept, because answers and scores follow."""
-        if self._last is None or self._last[0] != image.digest:
-            self._last = image.digest, self._runner.encode(image)
-        return self._last[1]
-
-    def _prompt(self, question: str) -> Prompt:
+    def prompt(self, question: str) -> Prompt:
+        """A single question about a single picture, as the checkpoint's template puts it."""
         turn = Turn("user", (ImageSlot(0), question))
         return self._tokenizer.prompt(self._checkpoint.template.render([turn]))
 
-    def _by_question(
-        self, items: list[_Item], run: Callable[[Sequence[_Item]], list[R]]
-    ) -> list[tuple[R, ...]]:
-        results: dict[tuple[int, int], R] = {}
-        slots = self._runner.cache.slots
-        for group in similar_lengths(items):
-            for start in range(0, len(group), slots):
-                batch = group[start : start + slots]
-                for item, result in zip(batch, run(batch), strict=True):
-                    results[item.question, item.scale] = result
-        count = len(items) // len(self.scales)
-        return [tuple(results[q, scale] for scale in self.scales) for q in range(count)]
+    def _prepared(
+        self, image: ImageInput, texts: Sequence[str], finest: int, room: int
+    ) -> list[_Question | ServiceError]:
+        try:
+            picture = _Picture(image, self._runner.encode(image))
+        except ServiceError as error:
+            return [error] * len(texts)
+        prepared: list[_Question | ServiceError] = []
+        for text in texts:
+            prompt = self.prompt(text)
+            length = prompt.length([self._image_tokens(image, finest)])
+            if length + room > self._runner.cache.length:
+                prepared.append(
+                    ContextLengthError(
+                        f"{length} prompt tokens and {room} for the answer exceed the scorer's "
+                        f"context of {self._runner.cache.length}."
+                    )
+                )
+            else:
+                prepared.append(_Question(picture, prompt))
+        return prepared
 
-    def _generate(self, batch: Sequence[_Item], max_tokens: int) -> list[ScaleAnswer]:
-        answers: list[list[int]] = [[] for _ in batch]
-        eos = self._checkpoint.eos
-        logits = self._runner.prefill([item.embeddings for item in batch])
-        for step in range(max_tokens):
-            chosen = logits.argmax(dim=-1).tolist()
-            for answer, token in zip(answers, chosen, strict=True):
-                if not answer or answer[-1] not in eos:
-                    answer.append(token)
-            if step == max_tokens - 1 or all(answer[-1] in eos for answer in answers):
-                break
-            logits = self._runner.decode(chosen, [item.prompt_tokens + step for item in batch])
+    def _image_tokens(self, image: ImageInput, scale: int) -> int:
+        tiling = self._checkpoint.tiling
+        return image_tokens(self._ladder, scale, image.width, image.height, tiling)
+
+    def _batches(self, questions: Iterable[_Question], scale: int) -> Iterator[list[_Question]]:
+        """Questions whose pictures take equally many tokens, those of one picture together."""
+        slots = self._runner.cache.slots
+        by_tokens: dict[int, list[_Question]] = defaultdict(list)
+        for question in questions:
+            by_tokens[self._image_tokens(question.picture.image, scale)].append(question)
+        for alike in by_tokens.values():
+            batch: list[_Question] = []
+            for _, of_one in groupby(alike, key=lambda question: question.picture):
+                fresh = list(of_one)
+                if batch and len(batch) + len(fresh) > slots:
+                    yield batch
+                    batch = []
+                batch += fresh
+                while len(batch) > slots:
+                    yield batch[:slots]
+                    batch = batch[slots:]
+            if batch:
+                yield batch
+
+    def _answer(self, batch: Sequence[_Question], scale: int, max_tokens: int) -> None:
+        start = self._prefill_pictures(batch, scale)
+        find = self._coarser if batch[0].answers else self._finest
+        answers = find(batch, start, max_tokens)
+        for question, (tokens, matches, logprob) in zip(batch, answers, strict=True):
+            text = self._tokenizer.decode(tokens).removeprefix(SEPARATOR)
+            question.answers.append(ScaleAnswer(scale, text, tuple(tokens), matches, logprob))
+
+    def _prefill_pictures(self, batch: Sequence[_Question], scale: int) -> int:
+        """Give every question's slot its prompt up to the end of the picture; how many tokens."""
+        one_each = {question.picture: question for question in batch}
+        prefixes = []
+        for picture, question in one_each.items():
+            before = Prompt((question.prompt.runs[0], ()), (0,))
+            pooled = pool(picture.features, self._ladder, scale)
+            prefixes.append(self._runner.embed(before, [picture.image], [pooled]))
+        self._runner.hidden(prefixes)
+        start = len(prefixes[0])
+        slots = {picture: slot for slot, picture in enumerate(one_each)}
+        self._runner.cache.spread([slots[question.picture] for question in batch], start)
+        return start
+
+    def _finest(self, batch: Sequence[_Question], start: int, max_tokens: int) -> list[_Found]:
+        first = [row.max(dim=-1) for row in self._logprobs(batch, [()] * len(batch), start)]
+        answers = [[int(best.indices)] for best in first]
+        added = self._complete(answers, [start + len(q.prompt.runs[1]) for q in batch], max_tokens)
         return [
-            ScaleAnswer(
-                item.scale, self._tokenizer.decode(answer).removeprefix(SEPARATOR), tuple(answer)
-            )
-            for item, answer in zip(batch, answers, strict=True)
+            (answer, (True,) * len(answer), float(best.values) + more)
+            for answer, best, more in zip(answers, first, added, strict=True)
         ]
 
+    def _coarser(self, batch: Sequence[_Question], start: int, max_tokens: int) -> list[_Found]:
+        references = [question.reference for question in batch]
+        scored = self._logprobs(batch, references, start)
+        answers, matches, totals, held = [], [], [], []
+        for question, reference, logprobs in zip(batch, references, scored, strict=True):
+            tokens = torch.tensor(reference, device=logprobs.device)
+            chosen = logprobs.argmax(dim=-1)
+            equal = (chosen == tokens).tolist()
+            agreed = equal.index(False) if False in equal else len(equal)
+            answers.append([*reference[:agreed], *chosen[agreed : agreed + 1].tolist()])
+            matches.append(tuple(equal))
+            totals.append(float(logprobs.gather(1, tokens[:, None]).sum()))
+            held.append(start + len(question.prompt.runs[1]) + len(answers[-1]) - 1)
+        self._complete(answers, held, max_tokens)
+        return list(zip(answers, matches, totals, strict=True))
+
     @torch.inference_mode()
-    def _force(self, batch: Sequence[_Item]) -> list[ReferenceScore]:
-        prompts = []
-        for item in batch:
-            prompts.append(
-                torch.cat([item.embeddings, self._runner.embed_tokens(item.forced[:-1])])
+    def _logprobs(
+        self, batch: Sequence[_Question], forced: Sequence[tuple[int, ...]], start: int
+    ) -> list[Tensor]:
+        """Log-probabilities of every forced token, or of the first without any: [tokens, vocab]."""
+        rests = [
+            self._runner.embed_tokens([*question.prompt.runs[1], *tokens[:-1]])
+            for question, tokens in zip(batch, forced, strict=True)
+        ]
+        hidden = self._runner.hidden(rests, start=start)
+        counts = [max(len(tokens), 1) for tokens in forced]
+        wanted = [
+            own[len(rest) - count : len(rest)]
+            for own, rest, count in zip(hidden, rests, counts, strict=True)
+        ]
+        logprobs = self._runner.logits(torch.cat(wanted)).log_softmax(-1)
+        return list(torch.split(logprobs, counts))
+
+    def _complete(
+        self, answers: Sequence[list[int]], held: Sequence[int], max_tokens: int
+    ) -> list[float]:
+        """Decode greedily, in place, until every answer has ended or is `max_tokens` long.
+
+        Args:
+            held: per answer, how many tokens its slot holds: all up to the answer's last.
+
+        Returns:
+            The log-probability of what was added to each.
+        """
+        lengths, added = list(held), [0.0] * len(answers)
+        running = list(range(len(answers)))  # which answer a slot holds
+        while True:
+            slot = 0
+            while slot < len(running):
+                answer = answers[running[slot]]
+                if len(answer) < max_tokens and answer[-1] not in self._eos:
+                    slot += 1
+                    continue
+                last = running.pop()
+                if slot < len(running):
+                    running[slot] = last
+                    self._runner.cache.move(len(running), slot, lengths[last])
+            if not running:
+                return added
+            logits = self._runner.decode(
+                [answers[at][-1] for at in running], [lengths[at] for at in running]
             )
-        hidden = self._runner.hidden(prompts)
-        scores = []
-        for item, own in zip(batch, hidden, strict=True):
-            first = item.prompt_tokens - 1
-            logprobs = self._runner.logits(own[first : first + len(item.forced)]).log_softmax(-1)
-            tokens = torch.tensor(item.forced, device=logprobs.device)
-            matches = tuple((logprobs.argmax(dim=-1) == tokens).tolist())
-            total = float(logprobs.gather(1, tokens[:, None]).sum())
-            scores.append(ReferenceScore(item.scale, matches, total))
-        return scores
+            best = logits.log_softmax(-1).max(dim=-1)
+            found = zip(running, best.indices.tolist(), best.values.tolist(), strict=True)
+            for at, token, logprob in found:
+                answers[at].append(token)
+                added[at] += logprob
+                lengths[at] += 1

@@ -1,127 +1,245 @@
 """Offline: run a checkpoint at every scale over questions and write down what came out.
 
-This is the one module of the room that needs the model. Work is saved every few pictures: a run
-that was stopped goes on where it was when started again with the same output. Image features are
-computed in passing and kept beside the outcomes, so that training needs neither model nor pictures.
+The work is cut into parts of a few pictures. A part's file bears a name that follows from all that
+decides its content: a run that was stopped goes on where it was, and any number of processes may
+work side by side without changing anything. Image features are computed in passing and kept beside
+the outcomes, so that training needs neither model nor pictures.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from itertools import groupby, islice
+from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from m3_backend.checkpoint import Checkpoint
-from m3_backend.errors import InvalidImageError, ServiceError
-from m3_backend.measure import measure_costs
-from m3_backend.messages import ImageInput, ImageSlot, Turn, digest_of
-from m3_backend.preprocess import decode_image
-from m3_backend.runner import ModelRunner
-from m3_backend.scales import image_tokens
-from m3_backend.scoring import ReferenceScore, ScaleAnswer, Scorer
+from m3_backend.costs import CostModel
+from m3_backend.messages import digest_of
+from m3_backend.threads import use_threads
 from predictor.datasets import Row
 from predictor.errors import OutcomesError
-from predictor.features import image_vector
 from predictor.image_table import read_image_table, table_beside, write_image_table
-from predictor.metrics import exact_match
-from predictor.records import (
-    Outcome,
-    OutcomeSource,
-    merge_outcomes,
-    read_samples,
-    write_outcomes,
-)
+from predictor.labeller import Labeller, Setup, Vector
+from predictor.null_table import merge_null_tables, null_table_beside, write_null_table
+from predictor.records import merge_outcomes, read_errors, read_samples, write_outcomes
+from predictor.shifts import OFFSETS
 
-Vector = NDArray[np.float32]
+Progress = Callable[[int, int | None], None]
 
-_TEXT_ROOM = 512  # tokens for question and answer beside the image
-_SHORT_ANSWER = 16  # tokens up to which agreement means equality
+_PICTURES_PER_PART = 16
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseNull:
+    """Which noise null to compute.
+
+    Args:
+        scale: at which all runs are made.
+        runs: with different shifts; the first is the picture as it is.
+        share: of the pictures, drawn by their names and `seed`.
+
+    Raises:
+        OutcomesError: fewer than two runs, more than there are shifts, or a share outside (0, 1].
+    """
+
+    scale: int
+    runs: int = 5
+    share: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.runs <= len(OFFSETS):
+            raise OutcomesError(f"A noise null takes 2 to {len(OFFSETS)} runs, not {self.runs}.")
+        if not 0 < self.share <= 1:
+            raise OutcomesError(f"The share of pictures is in (0, 1], not {self.share}.")
+
+    def takes(self, image: str) -> bool:
+        """Whether a picture is among the drawn ones."""
+        hashed = hashlib.sha256(f"null:{self.seed}:{image}".encode()).digest()
+        return int.from_bytes(hashed[:8], "big") < self.share * 2**64
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What a run of `label` did.
+
+    Args:
+        answered: questions in this run, those of the noise null once per shift.
+        failed: what went wrong, by sample, in this run and those it continued.
+    """
+
+    answered: int
+    failed: dict[str, str]
 
 
 def label(
     rows: Iterable[Row],
-    checkpoint: Checkpoint,
+    setup: Setup,
     out: Path,
     *,
-    max_tokens: int = 32,
-    pictures_per_part: int = 16,
-    progress: Callable[[int], None] = lambda rows_done: None,
-) -> int:
-    """Answer every row at every scale; write the outcomes to `out` and image features beside it.
+    null: NoiseNull | None = None,
+    jobs: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> Labelled:
+    """Answer every row at every scale; write the outcomes to `out`, image features beside it.
 
-    Rows that fail are recorded with their error at every scale.
+    Rows that fail are recorded with their error at every scale. Where `out` is there already, a
+    noise null can still be added to it.
 
     Args:
-        rows: those about one picture must follow each other; their order must be the same in a
-            run that continues another.
-        pictures_per_part: how much work an interruption can cost.
-        progress: called with the number of rows done, counting those of earlier runs.
-
-    Returns:
-        How many rows were answered in this run.
+        rows: those about one picture must follow each other.
+        null: also write this noise null beside `out`.
+        jobs: processes; more than one take one thread each.
+        progress: called with questions done (earlier runs' included) and, if `rows` has a length,
+            all questions.
 
     Raises:
-        OutcomesError: `out` exists already, or an unfinished run there used another checkpoint.
-        CheckpointError: a checkpoint without a tokenizer.
+        OutcomesError: the files exist already, `out` is another checkpoint's, there are no rows, or
+            a process died.
+        CheckpointError: the checkpoint cannot be opened or has no tokenizer.
+        InvalidScaleError: the null's scale is not on the checkpoint's ladder.
     """
-    if out.exists():
+    null_out = null_table_beside(out)
+    only_null = out.exists()
+    if only_null and (null is None or null_out.exists()):
         raise OutcomesError(f"{out} exists; remove it or choose another name.")
-    labeller = Labeller(checkpoint, max_tokens=max_tokens)
+    labeller = Labeller(setup)
+    if null is not None:
+        labeller.source.ladder.require(null.scale)
+    if only_null and read_samples(out)[0] != labeller.source:
+        raise OutcomesError(f"{out} was answered by another checkpoint.")
+
     folder = out.with_name(out.name + ".parts")
-    parts = _finished_parts(folder)
-    known = _samples_of(parts, labeller.source)
+    kinds = [*([] if only_null else [None]), *([] if null is None else [null])]
+    total = _questions(rows, kinds) if isinstance(rows, Sequence) else None
+    finished: dict[NoiseNull | None, list[Path]] = {kind: [] for kind in kinds}
     done = answered = 0
-    for pictures in _by_picture(rows, pictures_per_part):
-        outcomes: list[Outcome] = []
-        vectors: dict[str, Vector] = {}
-        for of_one in pictures:
-            fresh = [row for row in of_one if row.sample not in known]
-            if fresh:
-                found, vector = labeller.outcomes(fresh)
-                outcomes += found
-                vectors |= {} if vector is None else {fresh[0].image: vector}
-            answered += len(fresh)
-            done += len(of_one)
-            progress(done)
-        if outcomes:
-            part = folder / f"{len(parts):06}.parquet"
-            write_image_table(table_beside(part), vectors)
-            write_outcomes(part, outcomes, labeller.source)  # last: it makes the part count
-            parts.append(part)
-    if not parts:
+
+    def unfinished() -> Iterator[_Part]:
+        nonlocal done
+        for part in _parts(rows, kinds, folder, labeller.identity):
+            finished[part.null].append(part.path)
+            if part.path.exists():
+                done += part.questions
+                progress(done, total)
+            else:
+                yield part
+
+    for questions in _carried_out(unfinished(), labeller, setup, jobs):
+        done += questions
+        answered += questions
+        progress(done, total)
+    if not any(finished.values()):
         raise OutcomesError("There are no rows to label.")
-    _join(parts, out)
+    if null is not None:
+        merge_null_tables(finished[null], null_out, labeller.source, null.scale)
+    if not only_null:
+        _join(finished[None], out)
     shutil.rmtree(folder)
-    return answered
+    return Labelled(answered, read_errors(out))
 
 
-def _by_picture(rows: Iterable[Row], size: int) -> Iterator[list[list[Row]]]:
-    """Rows of one picture together, `size` pictures at a time."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A few pictures with all rows about each, for outcomes (`null` None) or for the noise null."""
+
+    path: Path
+    pictures: list[list[Row]]
+    null: NoiseNull | None
+
+    @property
+    def questions(self) -> int:
+        return sum(map(len, self.pictures)) * _runs(self.null)
+
+
+def _runs(null: NoiseNull | None) -> int:
+    return 1 if null is None else null.runs
+
+
+def _questions(rows: Sequence[Row], kinds: Sequence[NoiseNull | None]) -> int:
+    return sum(
+        _runs(kind) * sum(kind is None or kind.takes(row.image) for row in rows) for kind in kinds
+    )
+
+
+def _parts(
+    rows: Iterable[Row], kinds: Sequence[NoiseNull | None], folder: Path, identity: str
+) -> Iterator[_Part]:
     pictures = (list(of_one) for _, of_one in groupby(rows, key=lambda row: row.image))
-    while chunk := list(islice(pictures, size)):
-        yield chunk
+    while chunk := list(islice(pictures, _PICTURES_PER_PART)):
+        for kind in kinds:
+            taken = [of_one for of_one in chunk if kind is None or kind.takes(of_one[0].image)]
+            if taken:
+                yield _Part(folder / f"{_name(taken, kind, identity)}.parquet", taken, kind)
 
 
-def _finished_parts(folder: Path) -> list[Path]:
-    return sorted(part for part in folder.glob("*.parquet") if part.suffixes == [".parquet"])
+def _name(pictures: Sequence[Sequence[Row]], null: NoiseNull | None, identity: str) -> str:
+    """From everything that decides what will be in the part."""
+    content = [identity, None if null is None else (null.scale, null.runs)]
+    digest = hashlib.sha256(json.dumps(content).encode())
+    for row in (row for of_one in pictures for row in of_one):
+        data = row.picture
+        picture = digest_of(data) if isinstance(data, bytes) else str(data)
+        texts = (row.sample, row.image, picture, row.question, row.group, row.split, row.metric)
+        digest.update(json.dumps([*texts, *row.answers]).encode())
+    return digest.hexdigest()[:32]
 
 
-def _samples_of(parts: Sequence[Path], source: OutcomeSource) -> frozenset[str]:
-    samples: set[str] = set()
-    for part in parts:
-        theirs, held = read_samples(part)
-        if theirs != source:
-            raise OutcomesError(
-                f"The unfinished run in {part.parent} used {theirs.model} with other weights or "
-                "settings; remove the folder to start over."
-            )
-        samples |= held
-    return frozenset(samples)
+def _carried_out(
+    parts: Iterable[_Part], labeller: Labeller, setup: Setup, jobs: int
+) -> Iterator[int]:
+    """Do the parts, in any order; the number of questions of each as it is written."""
+    if jobs == 1:
+        for part in parts:
+            yield _carry_out(labeller, part)
+        return
+    pool = ProcessPoolExecutor(
+        jobs, get_context("spawn"), initializer=_begin, initargs=(setup, labeller.costs)
+    )
+    pending: set[Future[int]] = set()
+    try:
+        for part in parts:
+            pending.add(pool.submit(_carry_out_here, part))
+            if len(pending) > 2 * jobs:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (each.result() for each in done)
+        yield from (each.result() for each in pending)
+    except BrokenProcessPool as error:
+        raise OutcomesError(
+            f"One of {jobs} labelling processes died, perhaps for want of memory; start again "
+            "with fewer. What was finished is kept."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_of_this_process: list[Labeller] = []
+
+
+def _begin(setup: Setup, costs: CostModel) -> None:
+    use_threads(1)
+    _of_this_process.append(Labeller(setup, costs))
+
+
+def _carry_out_here(part: _Part) -> int:
+    return _carry_out(_of_this_process[0], part)
+
+
+def _carry_out(labeller: Labeller, part: _Part) -> int:
+    if part.null is not None:
+        runs = labeller.null_outcomes(part.pictures, part.null.scale, part.null.runs)
+        write_null_table(part.path, runs, labeller.source, part.null.scale)
+        return part.questions
+    outcomes, vectors = labeller.outcomes(part.pictures)
+    write_image_table(table_beside(part.path), vectors)
+    write_outcomes(part.path, outcomes, labeller.source)  # last: it makes the part count
+    return part.questions
 
 
 def _join(parts: Sequence[Path], out: Path) -> None:
@@ -131,125 +249,3 @@ def _join(parts: Sequence[Path], out: Path) -> None:
         vectors |= dict(zip(table.images, table.values, strict=True))
     write_image_table(table_beside(out), vectors)
     merge_outcomes(parts, out)
-
-
-class Labeller:
-    """Answers the questions about one picture at every scale. Not thread-safe."""
-
-    def __init__(self, checkpoint: Checkpoint, *, max_tokens: int) -> None:
-        if checkpoint.tiling is None:
-            context = min(checkpoint.max_context, checkpoint.ladder.finest + _TEXT_ROOM)
-        else:
-            context = checkpoint.max_context
-        self._checkpoint = checkpoint
-        self._max_tokens = max_tokens
-        self._costs = measure_costs(ModelRunner(checkpoint, slots=1, length=context))
-        self._scorer = Scorer(checkpoint, context=context)
-        self.source = OutcomeSource(
-            checkpoint.name,
-            checkpoint.identity,
-            checkpoint.preprocessing.identity,
-            checkpoint.ladder,
-        )
-
-    def outcomes(self, rows: Sequence[Row]) -> tuple[list[Outcome], Vector | None]:
-        """One outcome per row and scale, and the picture's features unless it does not decode.
-
-        Args:
-            rows: all about one picture.
-        """
-        try:
-            data = rows[0].read_picture()
-            vector = image_vector(data)
-            displayed = decode_image(data)
-        except (OSError, InvalidImageError) as error:
-            reason = (
-                error.message if isinstance(error, ServiceError) else "The file cannot be read."
-            )
-            return [each for row in rows for each in self._failed(row, reason)], None
-        image = ImageInput(data, digest_of(data), displayed.width, displayed.height)
-        outcomes: list[Outcome] = []
-        for row, answers in zip(rows, self._answers(image, rows), strict=True):
-            if isinstance(answers, ServiceError):
-                outcomes += self._failed(row, answers.message)
-            else:
-                outcomes += self._judged(row, image, *answers)
-        return outcomes, vector
-
-    def _answers(
-        self, image: ImageInput, rows: Sequence[Row]
-    ) -> list[tuple[Sequence[ScaleAnswer], Sequence[ReferenceScore]] | ServiceError]:
-        """Answers and scores per row; where one row makes a batch fail, rows are tried alone."""
-        questions = [row.question for row in rows]
-        try:
-            answers = self._scorer.answers(image, questions, max_tokens=self._max_tokens)
-            finest = [each[-1].token_ids for each in answers]
-            scores = self._scorer.score(image, list(zip(questions, finest, strict=True)))
-        except ServiceError as error:
-            if len(rows) == 1:
-                return [error]
-            return [each for row in rows for each in self._answers(image, [row])]
-        return list(zip(answers, scores, strict=True))
-
-    def _judged(
-        self,
-        row: Row,
-        image: ImageInput,
-        answers: Sequence[ScaleAnswer],
-        scores: Sequence[ReferenceScore],
-    ) -> Iterator[Outcome]:
-        checkpoint = self._checkpoint
-        text_tokens = self._text_tokens(row.question)
-        outcome = _outcome_of(row)
-        for answer, score in zip(answers, scores, strict=True):
-            tokens = image_tokens(
-                checkpoint.ladder, answer.scale, image.width, image.height, checkpoint.tiling
-            )
-            yield outcome(
-                scale=answer.scale,
-                answer=answer.text,
-                correct=exact_match(answer.text, row.answers) if row.answers else None,
-                agrees=agreement(answer, answers[-1], score),
-                reference_logprob=score.logprob,
-                image_tokens=tokens,
-                ms=self._costs.request_ms(text_tokens + tokens, len(answer.token_ids), cached=True),
-            )
-
-    def _failed(self, row: Row, reason: str) -> Iterator[Outcome]:
-        outcome = _outcome_of(row)
-        for scale in self._checkpoint.ladder.scales:
-            yield outcome(
-                scale=scale,
-                answer="",
-                correct=None,
-                agrees=None,
-                reference_logprob=None,
-                image_tokens=0,
-                ms=0.0,
-                error=reason,
-            )
-
-    def _text_tokens(self, question: str) -> int:
-        checkpoint = self._checkpoint
-        turn = Turn("user", (ImageSlot(0), question))
-        assert checkpoint.tokenizer is not None  # the scorer refused it otherwise
-        return checkpoint.tokenizer.prompt(checkpoint.template.render([turn])).length([0])
-
-
-def _outcome_of(row: Row) -> partial[Outcome]:
-    """An Outcome of this row; what is left to give is what happened at a scale."""
-    return partial(
-        Outcome,
-        sample=row.sample,
-        image=row.image,
-        group=row.group,
-        split=row.split,
-        question=row.question,
-    )
-
-
-def agreement(answer: ScaleAnswer, finest: ScaleAnswer, score: ReferenceScore) -> float:
-    """How far an answer is the finest scale's: equal or not, by position for long answers."""
-    if len(finest.token_ids) <= _SHORT_ANSWER:
-        return float(answer.token_ids == finest.token_ids)
-    return sum(score.matches) / len(score.matches)

@@ -8,7 +8,7 @@ metadata of an outcomes table and the scale), one row per sample in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,8 +84,21 @@ def write_null_table(
     path: Path, outcomes: Iterable[NullOutcome], source: OutcomeSource, scale: int
 ) -> None:
     """Write rows as a table; the file appears complete or not at all."""
-    schema = SCHEMA.with_metadata(source.to_metadata() | {_SCALE: str(scale)})
-    table = pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], schema=schema)
+    rows = [asdict(outcome) for outcome in outcomes]
+    _write(path, pa.Table.from_pylist(rows, schema=_schema(source, scale)))
+
+
+def merge_null_tables(parts: Sequence[Path], path: Path, source: OutcomeSource, scale: int) -> None:
+    """Write the rows of several tables, all of this source and scale, as one table."""
+    empty = _schema(source, scale).empty_table()
+    _write(path, pa.concat_tables([empty, *(pq.read_table(part) for part in parts)]))
+
+
+def _schema(source: OutcomeSource, scale: int) -> pa.Schema:
+    return SCHEMA.with_metadata(source.to_metadata() | {_SCALE: str(scale)})
+
+
+def _write(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     pq.write_table(table, partial, compression="zstd")

@@ -45,8 +45,10 @@ SCHEMA = pa.schema(
         pa.field("image_tokens", pa.int32(), nullable=False),
         pa.field("ms", pa.float32(), nullable=False),
         pa.field("error", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
     ]
 )
+_LATER_COLUMNS = ("metric",)  # tables written before they came are read without them
 _METADATA = "m3."
 _FORMAT = "1"
 
@@ -67,6 +69,7 @@ class Outcome:
         image_tokens: what the picture took in the prompt.
         ms: time for this scale, vision encoding excluded.
         error: empty, or what went wrong; a failed row is never a wrong answer.
+        metric: what `correct` was measured by, see `predictor.metrics`; empty where it is missing.
     """
 
     sample: str
@@ -82,6 +85,7 @@ class Outcome:
     image_tokens: int
     ms: float
     error: str = ""
+    metric: str = ""
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -239,6 +243,17 @@ def read_samples(path: Path) -> tuple[OutcomeSource, frozenset[str]]:
     return source, frozenset(table["sample"].to_pylist())
 
 
+def read_errors(path: Path) -> dict[str, str]:
+    """What went wrong, by sample, with the samples of a table that failed at some scale.
+
+    Raises:
+        OutcomesError: not an outcomes table.
+    """
+    table, _ = _read(path)
+    rows = zip(table["sample"].to_pylist(), table["error"].to_pylist(), strict=True)
+    return {sample: error for sample, error in rows if error}
+
+
 def _write(path: Path, table: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -252,6 +267,8 @@ def _read(path: Path) -> tuple[pa.Table, OutcomeSource]:
     except (OSError, pa.ArrowInvalid) as error:
         raise OutcomesError(f"{path} cannot be read as Parquet.") from error
     source = OutcomeSource.from_metadata(table.schema.metadata, path)
+    for name in set(_LATER_COLUMNS).difference(table.schema.names):
+        table = table.append_column(name, pa.array([""] * len(table), pa.string()))
     missing = [name for name in SCHEMA.names if name not in table.schema.names]
     if missing:
         raise OutcomesError(f"{path} lacks the columns {', '.join(missing)}.")

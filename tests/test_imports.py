@@ -21,8 +21,8 @@ HEAVY = ("torch", "transformers", "ray", "vllm")
 TORCH = {"torch", "transformers", "vllm"}
 # The border types are used by every room, so they must not pull torch in.
 LIGHT_BACKEND = {"__init__", "scales", "messages", "errors", "costs", "shapes"}
-# Runs the model itself, so it needs an engine; everything else in predictor/ works without.
-OFFLINE = {"predictor.label"}
+# Run the model themselves, so they need an engine; everything else in predictor/ works without.
+OFFLINE = {"predictor.label", "predictor.labeller"}
 
 
 def modules() -> list[Path]:

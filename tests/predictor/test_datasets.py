@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from predictor.datasets import read_jsonl, world_rows
+from predictor.datasets import check_pictures, read_dataset, read_jsonl, world_rows
 from predictor.errors import OutcomesError
 from predictor.records import assign_split
 
@@ -52,6 +53,68 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None
     path = written(tmp_path, '{"image": "a.png", "question": "What?"}', line)
     with pytest.raises(OutcomesError, match=message):
         read_jsonl(path)
+
+
+def test_every_problem_is_named_and_the_other_rows_are_read(tmp_path: Path) -> None:
+    ask = {"image": "a.png", "question": "What?"}
+    path = written(
+        tmp_path,
+        json.dumps(ask | {"sample": "s", "split": "test"}),
+        "{",
+        json.dumps(ask | {"image": "b.png", "sample": "s"}),
+        json.dumps(ask | {"split": "train"}),
+        json.dumps(ask | {"metric": "bleu"}),
+        json.dumps(ask | {"metric": "vqa", "answers": ["red"] * 3}),
+        json.dumps({"image": "c.png", "question": "Why?", "metric": "vqa", "answers": ["x"] * 4}),
+    )
+    dataset = read_dataset(path)
+    assert dataset.format == "jsonl"
+    assert [row.place for row in dataset.rows] == [f"{path}, line 1", f"{path}, line 7"]
+    assert [row.metric for row in dataset.rows] == ["exact", "vqa"]
+    assert [str(problem).removeprefix(f"{path}, ") for problem in dataset.problems] == [
+        "line 2: not JSON.",
+        f"line 3: sample 's' is there already ({path}, line 1).",
+        f"line 4: a.png is in split 'train' here and in 'test' before ({path}, line 1); "
+        "splits are made by picture.",
+        "line 5: metric 'bleu' is not one of exact, vqa, anls, relaxed.",
+        "line 6: metric 'vqa' counts who agrees among several people and needs 4 answers or more, "
+        "here are 3; another metric such as 'exact' takes one.",
+    ]
+
+
+def test_a_metric_is_the_rows_own_or_the_one_asked_for(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        json.dumps({"image": "a.png", "question": "What?", "metric": "relaxed"}),
+        json.dumps({"image": "b.png", "question": "What?"}),
+    )
+    assert [row.metric for row in read_dataset(path, metric="anls").rows] == ["relaxed", "anls"]
+
+
+def test_pictures_are_looked_at_once_and_their_rows_named(tmp_path: Path) -> None:
+    Image.effect_noise((32, 32), 50).save(tmp_path / "good.png")
+    for copy in ("twin.png", "same split.png"):
+        (tmp_path / copy).write_bytes((tmp_path / "good.png").read_bytes())
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:300])
+    splits = {"good.png": "train", "twin.png": "test", "same split.png": "train"}
+    asked = ["good.png", "cut.png", "absent", "good.png", "twin.png", "same split.png", "cut.png"]
+    path = written(
+        tmp_path,
+        *(
+            json.dumps({"image": image, "question": "W?", "split": splits.get(image, "test")})
+            for image in asked
+        ),
+    )
+    seen: list[tuple[int, int]] = []
+    check = check_pictures(read_dataset(path).rows, lambda *done: seen.append(done))
+    reasons = {str(p.place).removeprefix(f"{path}, "): p.reason for p in check.problems}
+    assert sorted(reasons) == ["line 2", "line 3", "line 7"]
+    assert reasons["line 2"] == reasons["line 7"]
+    assert reasons["line 2"].startswith(f"{tmp_path / 'cut.png'}: The image cannot be decoded")
+    assert reasons["line 3"].startswith(f"the picture {tmp_path / 'absent'} is not there")
+    (warning,) = check.warnings
+    assert "good.png (train)" in warning and "twin.png (test)" in warning
+    assert seen == [(done, 5) for done in range(1, 6)]
 
 
 def test_the_worlds_give_pictures_that_the_model_has_not_seen() -> None:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from torch import Tensor
 
-from m3_backend.checkpoint import Checkpoint, open_checkpoint
-from m3_backend.messages import ImageInput
-from m3_backend.scoring import ReferenceScore, ScaleAnswer
+from m3_backend.errors import InvalidScaleError
+from m3_backend.scoring import ScaleAnswer
+from predictor import label as module
 from predictor.datasets import Row
 from predictor.errors import OutcomesError
 from predictor.features import image_vector
 from predictor.image_table import read_image_table, table_beside
-from predictor.label import Labeller, agreement, label
+from predictor.label import Labelled, NoiseNull, label
+from predictor.labeller import Labeller, Setup, agreement
+from predictor.null_table import null_table_beside, read_null_table
 from predictor.records import read_outcomes
 from tests.m3_backend.support import LLAVA15, write_llava_hf, write_tokenizer
 from tests.predictor.synthetic import READ, draw, encoded
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     folder = tmp_path_factory.mktemp("model")
     write_llava_hf(LLAVA15, folder)
     write_tokenizer(folder)
-    return open_checkpoint(folder, device="cpu")
+    return Setup(str(folder), device="cpu", max_tokens=2)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PICTURES_PER_PART", 2)
 
 
 def rows(count: int, questions: int = 2) -> list[Row]:
@@ -45,20 +53,35 @@ def rows(count: int, questions: int = 2) -> list[Row]:
     ]
 
 
-def test_every_row_is_answered_at_every_scale(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def columns(path: Path, *left_out: str) -> list[dict[str, object]]:
+    return pq.read_table(path).drop_columns(list(left_out)).to_pylist()
+
+
+def test_every_row_is_answered_at_every_scale(setup: Setup, tmp_path: Path) -> None:
     out = tmp_path / "outcomes.parquet"
-    seen: list[int] = []
-    assert label(rows(2), checkpoint, out, max_tokens=2, progress=seen.append) == 4
+    seen: list[tuple[int, int | None]] = []
+    asked = rows(2)
+    asked[1] = replace(asked[1], answers=())
+    asked[2] = replace(asked[2], metric="anls")
+    done = label(asked, setup, out, progress=lambda *each: seen.append(each))
+    assert done == Labelled(4, {})
+    assert seen == [(4, 4)]
 
     table = read_outcomes(out)
+    labeller = Labeller(setup)
+    assert table.source == labeller.source
     assert table.sample.tolist() == ["0-0", "0-1", "1-0", "1-1"]
-    assert table.source.model_identity == checkpoint.identity
-    assert table.source.processor == checkpoint.preprocessing.identity
     assert table.image_tokens.tolist() == [[1, 9, 36, 144, 576]] * 4
     assert (table.agrees[:, -1] == 1).all()
-    assert set(table.correct.ravel()) <= {0.0, 1.0}
+    assert set(table.correct[0]) <= {0.0, 1.0}
+    assert (table.correct[1] != table.correct[1]).all()  # without answers nothing is right or wrong
     assert table.ms.min() > 0
-    assert seen == [2, 4]
+    assert {(row["sample"], row["metric"]) for row in columns(out)} == {
+        ("0-0", "exact"),
+        ("0-1", ""),
+        ("1-0", "anls"),
+        ("1-1", "exact"),
+    }
 
     features = read_image_table(table_beside(out))
     assert features.images == ("0.png", "1.png")
@@ -69,91 +92,139 @@ def test_every_row_is_answered_at_every_scale(checkpoint: Checkpoint, tmp_path: 
     ]
 
 
-def test_the_vision_tower_runs_once_per_picture(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    labeller = Labeller(checkpoint, max_tokens=1)
-    runner = labeller._scorer._runner
-    encode, encoded_images = runner.encode, []
-
-    def counted(image: ImageInput) -> Tensor:
-        encoded_images.append(image.digest)
-        return encode(image)
-
-    monkeypatch.setattr(runner, "encode", counted)
-    of_one = rows(1, questions=3)
-    outcomes, _ = labeller.outcomes([*of_one, replace(of_one[0], question="word " * 5000)])
-    assert sum(not outcome.error for outcome in outcomes) == 15
-    assert len(encoded_images) == 1  # although the long question made the batch fail
-
-
-def test_failed_rows_are_recorded_as_failed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_failed_rows_are_recorded_as_failed(setup: Setup, tmp_path: Path) -> None:
     good, too_long, broken, missing = (*rows(2)[:3], rows(3)[-1])
     too_long = replace(too_long, question="word " * 5000)
     broken = replace(broken, picture=b"\xff\xd8\xff nothing")
     missing = replace(missing, picture=tmp_path / "absent.png")
     out = tmp_path / "outcomes.parquet"
+    null = NoiseNull(9, runs=2)
 
-    assert label([good, too_long, broken, missing], checkpoint, out, max_tokens=1) == 4
+    done = label([good, too_long, broken, missing], setup, out, null=null)
 
+    assert done.answered == 4 + 4 * 2
+    assert set(done.failed) == {too_long.sample, broken.sample, missing.sample}
+    assert "prompt tokens" in done.failed[too_long.sample]
+    assert done.failed[missing.sample] == "The file cannot be read."
     table = read_outcomes(out)
     assert table.sample.tolist() == [good.sample]
     assert table.failed == 3
     assert read_image_table(table_beside(out)).images == (good.image,)
+    noise = read_null_table(null_table_beside(out))
+    assert (noise.sample.tolist(), noise.incomplete) == ([good.sample], 3)
 
 
-def test_an_interrupted_run_goes_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    class Interrupted(Exception):
-        pass
-
-    def stop(done: int) -> None:
-        if done == 6:
-            raise Interrupted
-
+@pytest.mark.usefixtures("small_parts")
+def test_an_interrupted_run_goes_on(setup: Setup, tmp_path: Path) -> None:
     out = tmp_path / "outcomes.parquet"
-    with pytest.raises(Interrupted):
-        label(rows(4), checkpoint, out, max_tokens=1, pictures_per_part=2, progress=stop)
-    assert not out.exists()
+    interrupt(rows(4), setup, out)
+    seen: list[tuple[int, int | None]] = []
+    done = label(rows(4), setup, out, progress=lambda *each: seen.append(each))
+    assert done.answered == 4  # the part that was finished is not asked about again
+    assert seen == [(4, 8), (8, 8)]
 
-    seen: list[int] = []
-    done = label(rows(4), checkpoint, out, max_tokens=1, progress=seen.append)
-    assert done == 4  # the two pictures of the part that was finished are not asked about again
-    assert seen == [2, 4, 6, 8]
-    assert len(read_outcomes(out)) == 8
+    other = tmp_path / "at once.parquet"
+    label(rows(4), setup, other)
+    assert columns(out, "ms") == columns(other, "ms")
     assert len(read_image_table(table_beside(out)).images) == 4
 
 
-def test_another_checkpoint_does_not_continue(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("small_parts")
+def test_what_was_done_in_another_way_is_not_taken_over(setup: Setup, tmp_path: Path) -> None:
     out = tmp_path / "outcomes.parquet"
+    interrupt(rows(4), setup, out)
+    assert label(rows(4), replace(setup, max_tokens=1), out).answered == 8
+    interrupt(rows(4), setup, tmp_path / "second.parquet")
+    changed = rows(4)
+    changed[0] = replace(changed[0], question="How many?")
+    assert label(changed, setup, tmp_path / "second.parquet").answered == 8
 
-    def stop(done: int) -> None:
-        if done == 4:
-            raise KeyboardInterrupt
+
+def interrupt(asked: Sequence[Row], setup: Setup, out: Path) -> None:
+    """Stops after the first part."""
+
+    def stop(done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        label(rows(2), checkpoint, out, max_tokens=1, pictures_per_part=1, progress=stop)
-    other = replace(checkpoint, identity="0" * 64)
-    with pytest.raises(OutcomesError, match="remove the folder to start over"):
-        label(rows(1), other, out, max_tokens=1)
+        label(asked, setup, out, progress=stop)
+    assert not out.exists()
 
 
-def test_outcomes_are_not_overwritten(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / "outcomes.parquet").touch()
+@pytest.mark.usefixtures("small_parts")
+def test_two_processes_give_what_one_gives(setup: Setup, tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone.parquet", tmp_path / "together.parquet"
+    null = NoiseNull(36, runs=3, share=0.6)
+    label(rows(6), setup, alone, null=null)
+    done = label(rows(6), setup, together, null=null, jobs=2)
+    assert columns(together, "ms") == columns(alone, "ms")
+    assert columns(null_table_beside(together)) == columns(null_table_beside(alone))
+    features = [read_image_table(table_beside(path)) for path in (alone, together)]
+    assert features[0].images == features[1].images
+    assert (features[0].values == features[1].values).all()
+    assert done.answered == 12 + 3 * sum(null.takes(row.image) for row in rows(6))
+
+
+def test_the_noise_null_asks_the_same_of_shifted_pictures(setup: Setup, tmp_path: Path) -> None:
+    out = tmp_path / "outcomes.parquet"
+    label(rows(3), setup, out, null=NoiseNull(144, runs=4))
+    null = pq.read_table(null_table_beside(out)).to_pylist()
+    assert len(null) == 6 * 4
+    answers = {row["sample"]: row["answer"] for row in columns(out) if row["scale"] == 144}
+    assert {row["sample"]: row["answer"] for row in null if row["run"] == 0} == answers
+    table = read_null_table(null_table_beside(out))
+    assert table.scale == 144
+    assert table.correct.shape == (6, 4)
+    assert set(table.image) == {"0.png", "1.png", "2.png"}
+
+
+def test_a_noise_null_can_be_added_and_be_of_a_share(setup: Setup, tmp_path: Path) -> None:
+    out = tmp_path / "outcomes.parquet"
+    label(rows(5), setup, out)
+    outcomes = out.read_bytes()
+    null = NoiseNull(1, runs=2, share=0.5)
+    taken = {row.image for row in rows(5) if null.takes(row.image)}
+    assert 0 < len(taken) < 5
+    label(rows(5), setup, out, null=null)
+    assert set(read_null_table(null_table_beside(out)).image) == taken
+    assert out.read_bytes() == outcomes
     with pytest.raises(OutcomesError, match="exists"):
-        label(rows(1), checkpoint, tmp_path / "outcomes.parquet")
+        label(rows(5), setup, out, null=null)
+
+
+def test_a_share_may_take_no_picture(setup: Setup, tmp_path: Path) -> None:
+    out = tmp_path / "outcomes.parquet"
+    label(rows(1), setup, out, null=NoiseNull(1, runs=2, share=1e-9))
+    assert len(read_null_table(null_table_beside(out))) == 0
+
+
+def test_wrong_use_is_refused(setup: Setup, tmp_path: Path) -> None:
+    out = tmp_path / "outcomes.parquet"
     with pytest.raises(OutcomesError, match="no rows"):
-        label([], checkpoint, tmp_path / "new.parquet")
+        label([], setup, out)
+    with pytest.raises(InvalidScaleError):
+        label(rows(1), setup, out, null=NoiseNull(100))
+    with pytest.raises(OutcomesError, match="2 to 25 runs"):
+        NoiseNull(1, runs=26)
+    with pytest.raises(OutcomesError, match="share"):
+        NoiseNull(1, share=0.0)
+    label(rows(1), setup, out)
+    with pytest.raises(OutcomesError, match="exists"):
+        label(rows(1), setup, out)
+    edited = pq.read_table(out)
+    metadata = edited.schema.metadata | {b"m3.model_identity": b"0" * 64}
+    pq.write_table(edited.replace_schema_metadata(metadata), out)
+    with pytest.raises(OutcomesError, match="another checkpoint"):
+        label(rows(1), setup, out, null=NoiseNull(1))
 
 
 def test_agreement_is_equality_up_to_sixteen_tokens_and_a_share_beyond() -> None:
-    def answer(*tokens: int) -> ScaleAnswer:
-        return ScaleAnswer(1, "", tokens)
+    def answer(tokens: Sequence[int], matches: Sequence[bool] = ()) -> ScaleAnswer:
+        return ScaleAnswer(1, "", tuple(tokens), tuple(matches), -1.0)
 
-    def score(matches: list[bool]) -> ReferenceScore:
-        return ReferenceScore(1, tuple(matches), -1.0)
-
-    short, long = tuple(range(16)), tuple(range(20))
-    almost = [True] * 15 + [False]
-    assert agreement(answer(*short), answer(*short), score([True] * 16)) == 1.0
-    assert agreement(answer(*short[:-1], 99), answer(*short), score(almost)) == 0.0
-    assert agreement(answer(7), answer(*long), score([True] * 18 + [False] * 2)) == 0.9
+    short, long = range(16), range(20)
+    assert agreement(answer(short), answer(short)) == 1.0
+    almost = answer([*short[:-1], 99], [True] * 15 + [False])
+    assert agreement(almost, answer(short)) == 0.0
+    differs = answer([7], [True] * 18 + [False] * 2)
+    assert agreement(differs, answer(long)) == 0.9
