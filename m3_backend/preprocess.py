@@ -18,15 +18,26 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from m3_backend.errors import InvalidImageError
+from m3_backend.image_header import read_header
 from m3_backend.scales import Tiling
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = (
     100_000_000  # the router's own limit is lower; this one guards a replica used without it
 )
+
+_UPRIGHT = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 _MAX_CANVAS = 4 * MAX_PIXELS  # a canvas takes no memory, but resizing this one takes seconds
 _STRIP_PIXELS = 1 << 22
@@ -136,28 +147,46 @@ class ImagePreprocessing:
 def decode_image(data: bytes) -> Image.Image:
     """The picture in `data` as displayed: first frame, upright, RGB, transparency over white.
 
+    White, as in a browser: most pictures with transparency are drawings and logos for light pages,
+    and to drop the alpha channel would show whatever their invisible pixels hold, mostly black on
+    black. Colour profiles are not applied, as in the models' training.
+
     Raises:
         InvalidImageError: another format, damaged or too large. What the decoder said stays out.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        pixels = image.width * image.height
-        if pixels <= MAX_PIXELS:
-            return _to_rgb(ImageOps.exif_transpose(image))
+        header = read_header(data)
+        width, height = header.stored
+        if width * height <= MAX_PIXELS:
+            image = Image.open(io.BytesIO(data), formats=(header.kind,))
+            if image.size != header.stored:
+                raise ValueError("the decoder sees another size than was judged")
+            image.load()
+            turn = _UPRIGHT.get(header.orientation)
+            return _to_rgb(image if turn is None else image.transpose(turn))
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise InvalidImageError(
             f"The image cannot be decoded; send a complete {', '.join(FORMATS)} file."
         ) from error
-    raise InvalidImageError(f"The image has {pixels} pixels; the limit is {MAX_PIXELS}.")
+    raise InvalidImageError(f"The image has {width * height} pixels; the limit is {MAX_PIXELS}.")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits per pixel; Pillow's own conversion would clip at 255
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):
+        return _from_16_bits(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits, which Pillow's own conversion would clip at 255."""
+    levels = np.asarray(image)
+    grey = (levels >> 8).astype(np.uint8)
+    if "transparency" in image.info:  # one level, as PNG's tRNS chunk names it
+        grey[levels == image.info["transparency"]] = 255
+    return Image.fromarray(grey).convert("RGB")
 
 
 def _too_elongated(image: Image.Image) -> InvalidImageError:

@@ -34,7 +34,6 @@ class Code(StrEnum):
     TOO_MANY_IMAGES = "too_many_images"
     EMPTY_QUESTION = "empty_question"
     REMOTE_IMAGES_DISABLED = "remote_images_disabled"
-    UNSUPPORTED_IMAGE_FORMAT = "unsupported_image_format"
     IMAGE_TOO_LARGE = "image_too_large"
     REQUEST_TOO_LARGE = "request_too_large"
     NOT_FOUND = "not_found"
