@@ -1,4 +1,4 @@
-"""`train-predictor` and `evaluate` as commands, on synthetic outcomes; `label` needs a model."""
+"""`train-predictor` and `evaluate` as commands, on synthetic outcomes."""
 
 from __future__ import annotations
 
@@ -54,10 +54,3 @@ def test_the_same_seed_trains_the_same_predictor(outcomes: Path, tmp_path: Path)
         assert run("train-predictor", outcomes, tmp_path / name, "--seed", seed).exit_code == 0
         versions.add(Predictor.load(tmp_path / name).version)
     assert len(versions) == 2
-
-
-@pytest.mark.parametrize("options", [(), ("--data", __file__, "--worlds", "2")])
-def test_label_wants_one_source_of_questions(options: tuple[str, ...], tmp_path: Path) -> None:
-    refused = run("label", tmp_path / "out.parquet", *options)
-    assert refused.exit_code == 2
-    assert "either --data or --worlds" in refused.output
