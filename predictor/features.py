@@ -13,7 +13,7 @@ from predictor.colour_names import COLOURS, named_colours
 from predictor.query_features import QueryProjection
 
 # Features of different versions must never meet: a model trained on one is refused with the other.
-VERSION = f"{image_features.VERSION}+{query_features.VERSION}+cross-1"
+VERSION = f"{image_features.VERSION}+{query_features.VERSION}+cross-2"
 
 # What a question asks for decides whose size matters. Where it does not ask, the value is the
 # largest there is: nothing small is wanted.
@@ -29,7 +29,14 @@ _CROSSES = {
         "regions.side_min",
     ),
 }
-_NAMED = ("cross.named_height", "cross.named_count", "cross.named_difference")
+# Measured for each of the dozen colours; a model sees only those that the question names.
+_PER_COLOUR = ("colour.", "colour_regions.")
+_EXTENTS = ("rows", "tall", "wide")
+_NAMED = (
+    *(f"named.{extent}" for extent in (*_EXTENTS, "height", "count")),
+    *(f"named.cover_{grid}" for grid in image_features.GRIDS),
+    *(f"named.{name}" for name in ("colours", "difference", "apart", "off_centre")),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +73,8 @@ def feature_names(directions: int) -> tuple[str, ...]:
     """Names of all features, in order, for a query projection to that many directions."""
     projected = tuple(f"query.direction_{k}" for k in range(directions))
     hand_made = tuple(query_features.query_features(""))
-    return (*image_names(), *hand_made, *_CROSSES, *_NAMED, *projected)
+    shown = tuple(image_names()[at] for at in _shown())
+    return (*shown, *hand_made, *_CROSSES, *_NAMED, *projected)
 
 
 def image_vector(data: bytes) -> NDArray[np.float32]:
@@ -89,9 +97,9 @@ def extract(
         image[at[measured]] if any(query[name] for name in asked) else image_features.MODEL_SIDE
         for asked, measured in _CROSSES.values()
     ]
-    named = _named_colour_regions(image, question)
+    named = _named_colours(image, question)
     values = np.concatenate(
-        (image, [*query.values(), *crosses, *named], projection.apply(question))
+        (image[_shown()], [*query.values(), *crosses, *named], projection.apply(question))
     )
     return FeatureVector(feature_names(projection.size), VERSION, values.astype(np.float32))
 
@@ -101,18 +109,48 @@ def _positions() -> dict[str, int]:
     return {name: at for at, name in enumerate(image_names())}
 
 
-def _named_colour_regions(image: NDArray[np.float32], question: str) -> tuple[float, float, float]:
-    """Height and number of the regions in the colours that the question names.
+@cache
+def _shown() -> NDArray[np.intp]:
+    """Positions of the image features that a model sees whatever the question."""
+    shown = [at for at, name in enumerate(image_names()) if not name.startswith(_PER_COLOUR)]
+    return np.array(shown, dtype=np.intp)
 
-    Of several colours the one with the smallest regions counts, and the difference between their
-    heights is what has to be seen to compare them. Without a colour the heights are that of the
-    picture and the number is -1.
-    """
-    named = named_colours(question.lower())
-    if not named:
-        return image_features.MODEL_SIDE, -1, image_features.MODEL_SIDE
+
+@cache
+def _colour_positions() -> NDArray[np.intp]:
+    """Colours × what `_named_colours` reads of each: extents, height, count, covers, place."""
     at = _positions()
-    heights = [image[at[f"colour_regions.{COLOURS[each]}_height"]] for each in named]
-    counts = [image[at[f"colour_regions.{COLOURS[each]}_count"]] for each in named]
-    compared = max(heights) - min(heights) if len(named) > 1 else image_features.MODEL_SIDE
-    return min(heights), min(counts), compared
+    covers = [f"cover_{grid}" for grid in image_features.GRIDS]
+    return np.array(
+        [
+            [
+                *(at[f"colour.{colour}_{extent}"] for extent in _EXTENTS),
+                *(at[f"colour_regions.{colour}_{name}"] for name in ("height", "count")),
+                *(at[f"colour.{colour}_{name}"] for name in (*covers, "y", "x")),
+            ]
+            for colour in COLOURS
+        ]
+    )
+
+
+def _named_colours(image: NDArray[np.float32], question: str) -> list[float]:
+    """What is known of the colours that a question names, in the order of `_NAMED`.
+
+    Of several colours the smallest value counts, for the smallest must be seen; two can be compared
+    by the difference of their heights and the distance of their middles along the axis on which
+    they lie farther apart. Without a colour, or a pair, there is nothing small to be seen: lengths
+    are the picture's, covers and distances 1, and the number is 0.
+    """
+    named = sorted(named_colours(question.lower()))
+    covers = len(image_features.GRIDS)
+    if not named:
+        side = float(image_features.MODEL_SIDE)
+        return [side] * 4 + [-1.0] + [1.0] * covers + [0.0, side, 1.0, 0.5]
+    values = image[_colour_positions()[named]].astype(np.float64)
+    measured, places = values[:, :-2], values[:, -2:]
+    difference, apart = float(image_features.MODEL_SIDE), 1.0
+    if len(named) > 1:
+        difference = float(np.ptp(values[:, 0]))
+        apart = float(np.ptp(places, axis=0).max())
+    off_centre = float(np.abs(places - 0.5).min())
+    return [*measured.min(axis=0).tolist(), float(len(named)), difference, apart, off_centre]

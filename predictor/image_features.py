@@ -26,7 +26,7 @@ from m3_backend.errors import InvalidImageError
 from m3_backend.preprocess import MAX_PIXELS, decode_image
 from predictor.colour_names import COLOURS, colour_codes, name_of_code
 
-VERSION = "image-1"
+VERSION = "image-2"
 
 MODEL_SIDE = 336  # the vision tower's input side, in pixels
 FINEST_GRID = 24  # cells per side of its patch grid
@@ -55,6 +55,9 @@ _REGION_LEAST = 4  # pixels at half resolution
 _RUN_BOUNDS = (1, 2, 4, 8, 16)
 _GLYPH_BOUNDS = (4, 7, 11, 17, 26, 41, 65, 120)
 _GLYPH_LEAST = 3
+_COLOUR_LEAST = 2  # pixels of a row at half resolution that make a colour present in it
+_COLOUR_SHARE = 0.003  # of the picture that makes a colour one of its colours
+_PLANES = ("luma", "blue", "red")
 _NEAREST = Image.Resampling.NEAREST
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -157,6 +160,7 @@ def describe(view: View) -> dict[str, float]:
         | _glyphs(ink)
         | _colours(view, codes)
         | _regions(view.half, codes)
+        | _named_colours(view.half, codes)
     )
 
 
@@ -389,7 +393,7 @@ def _regions(half: _Plane, codes: NDArray[np.int16]) -> dict[str, float]:
     """Number and size, in model pixels, of the regions that differ from the commonest colour.
 
     For each colour name, also the number of regions of that colour and how high the taller ones
-    are; zero where there are none. `lead` is by how much the tallest colour leads the next.
+    are; zero where there are none.
     """
     ground = codes == np.bincount(codes.ravel()).argmax()
     typical = np.array([plane[ground].mean() for plane in half], dtype=np.float32)
@@ -411,12 +415,113 @@ def _regions(half: _Plane, codes: NDArray[np.int16]) -> dict[str, float]:
     votes = found.owner * len(COLOURS) + name_of_code()[codes[mask]]
     names = np.bincount(votes, minlength=len(solid) * len(COLOURS))
     name = names.reshape(len(solid), len(COLOURS)).argmax(axis=1)
-    tallest = []
     for index, colour in enumerate(COLOURS):
         heights = np.sort(2 * found.height[solid & (name == index)])
+        taller = _quantile(heights, 0.75) if len(heights) else 0.0
         features[f"colour_regions.{colour}_count"] = float(len(heights))
-        tallest.append(_quantile(heights, 0.75) if len(heights) else 0.0)
-        features[f"colour_regions.{colour}_height"] = tallest[-1]
-    second, first = sorted(tallest)[-2:]
-    features["colour_regions.lead"] = first - second
+        features[f"colour_regions.{colour}_height"] = taller
     return features
+
+
+def _named_colours(half: _Plane, codes: NDArray[np.int16]) -> dict[str, float]:
+    """Where each of the named colours is, and how much of a cell of each grid it fills at best.
+
+    A colour that fills a cell survives the averaging over it; one that fills a tenth is gone.
+    Lengths are in model pixels, places in shares of the side; where a colour does not occur its
+    lengths are 0 and its place is the middle. `ground` is the commonest name, `ink` the next.
+    """
+    names = name_of_code()[codes].astype(np.intp)
+    kinds = len(COLOURS)
+    height, width = names.shape
+    row, column = np.arange(height)[:, None], np.arange(width)
+    by_row = np.bincount((row * kinds + names).ravel(), minlength=height * kinds)
+    by_column = np.bincount((column * kinds + names).ravel(), minlength=width * kinds)
+    by_row, by_column = by_row.reshape(height, kinds), by_column.reshape(width, kinds)
+    pixels = by_row.sum(0)
+    covers = _best_covers(names)
+    middles, spreads = zip(*(_place(counts) for counts in (by_row, by_column)), strict=True)
+    runs = 2 * _longest_runs(by_row >= _COLOUR_LEAST)
+
+    features = {}
+    for index, colour in enumerate(COLOURS):
+        for grid, cover in zip(GRIDS, covers[index], strict=True):
+            features[f"colour.{colour}_cover_{grid}"] = float(cover)
+        features[f"colour.{colour}_rows"] = float(runs[index])
+        features[f"colour.{colour}_tall"] = float(spreads[0][index])
+        features[f"colour.{colour}_wide"] = float(spreads[1][index])
+        features[f"colour.{colour}_y"] = float(middles[0][index])
+        features[f"colour.{colour}_x"] = float(middles[1][index])
+
+    order = np.argsort(-pixels, kind="stable")
+    ground, ink = order[0], order[1]
+    shades = [_mean_shade(half, names == index) for index in (ground, ink)]
+    features |= _shade("ground", shades[0]) | _shade("ink", shades[1])
+    features["ground.average_distance"] = _distance(half.mean((1, 2)), shades[0])
+    features["ink.distance"] = _distance(*shades)
+    features["ink.share"] = pixels[ink] / names.size
+    features["ink.rows"] = float(runs[ink])
+    for grid, cover in zip(GRIDS, covers[ink], strict=True):
+        features[f"ink.cover_{grid}"] = float(cover)
+    present = np.sort(runs[(pixels > _COLOUR_SHARE * names.size) & (np.arange(kinds) != ground)])
+    features["colours.named"] = float(len(present))
+    features["colours.lead"] = float(present[-1] - present[-2]) if len(present) > 1 else 0.0
+    features["colours.trail"] = float(present[1] - present[0]) if len(present) > 1 else 0.0
+    return features
+
+
+def _best_covers(names: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Colours × grids: the largest share of any cell of the padded square that a colour fills."""
+    side, kinds = max(names.shape), len(COLOURS)
+    cell = side // FINEST_GRID
+    row, column = ((np.arange(length) + (side - length) // 2) // cell for length in names.shape)
+    where = (row[:, None] * FINEST_GRID + column) * kinds + names
+    counts = np.bincount(where.ravel(), minlength=FINEST_GRID**2 * kinds).astype(np.float64)
+    counts = counts.reshape(FINEST_GRID, FINEST_GRID, kinds).transpose(2, 0, 1)
+    areas = [(side // grid) ** 2 for grid in GRIDS]
+    best = [
+        _coarser(counts, grid).max((1, 2)) / area for grid, area in zip(GRIDS, areas, strict=True)
+    ]
+    return np.stack(best, axis=1)
+
+
+def _place(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean place in [0, 1] and extent in model pixels of each colour along an axis.
+
+    The extent is that of an even spread with the same standard deviation: unlike the distance
+    between the first and the last pixel, a stray one does not change it.
+
+    Args:
+        counts: places × colours.
+    """
+    place = np.arange(len(counts)) + 0.5
+    total = np.maximum(counts.sum(0), 1)
+    middle = place @ counts / total
+    variance = np.maximum(place**2 @ counts / total - middle**2, 0)
+    absent = counts.sum(0) == 0
+    return np.where(absent, 0.5, middle / len(counts)), np.where(
+        absent, 0.0, 2 * np.sqrt(12 * variance)
+    )
+
+
+def _longest_runs(present: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each column, the most rows in a row that are true."""
+    row = np.arange(len(present))[:, None]
+    before = np.maximum.accumulate(np.where(present, -1, row), axis=0)
+    runs: NDArray[np.int64] = np.where(present, row - before, 0).max(axis=0)
+    return runs
+
+
+def _mean_shade(half: _Plane, where: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean luma, blue and red difference of some pixels; mid-grey if there are none."""
+    if not where.any():
+        return np.full(3, 128.0)
+    return np.array([plane[where].mean() for plane in half], dtype=np.float64)
+
+
+def _shade(name: str, shade: NDArray[np.float64]) -> dict[str, float]:
+    return {f"{name}.{part}": float(value) for part, value in zip(_PLANES, shade, strict=True)}
+
+
+def _distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """In grey levels."""
+    return float(np.sqrt(((one - other) ** 2).sum()))

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from m3_backend.scales import ScaleLadder
 from predictor.image_features import GRIDS, MODEL_SIDE
 
-_LOST = ("luma.lost_{}", "luma.lost_{}_max", "chroma.lost_{}")
+_AT_GRIDS = (
+    "luma.lost_{}",
+    "luma.lost_{}_max",
+    "chroma.lost_{}",
+    "named.cover_{}",
+    "ink.cover_{}",
+)
 _SIZES = (
     "glyphs.height_q10",
     "glyphs.height_q50",
@@ -28,9 +34,14 @@ _SIZES = (
     "cross.text_height_low",
     "cross.object_side",
     "cross.object_side_low",
-    "cross.named_height",
-    "cross.named_difference",
-    "colour_regions.lead",
+    "named.rows",
+    "named.tall",
+    "named.wide",
+    "named.height",
+    "named.difference",
+    "ink.rows",
+    "colours.lead",
+    "colours.trail",
 )
 
 _PARAMETERS = {
@@ -135,8 +146,8 @@ def fit_success(
 
 def scale_names() -> tuple[str, ...]:
     """Names of the columns that describe a scale, in order."""
-    lost = (f"scale.{pattern.format('here')}" for pattern in _LOST)
-    return ("scale.log2_tokens", *lost, *(f"scale.{name}_in_cells" for name in _SIZES))
+    here = (f"scale.{pattern.format('here')}" for pattern in _AT_GRIDS)
+    return ("scale.log2_tokens", *here, *(f"scale.{name}_in_cells" for name in _SIZES))
 
 
 class _ScaleColumns:
@@ -144,7 +155,9 @@ class _ScaleColumns:
 
     def __init__(self, names: tuple[str, ...], ladder: ScaleLadder) -> None:
         self._sides = np.array([ladder.side(scale) for scale in ladder.scales], dtype=np.float32)
-        self._lost = [[names.index(pattern.format(grid)) for grid in GRIDS] for pattern in _LOST]
+        self._at_grids = [
+            [names.index(pattern.format(grid)) for grid in GRIDS] for pattern in _AT_GRIDS
+        ]
         self._sizes = [names.index(name) for name in _SIZES]
         # A ladder may have sides that were not measured: linear in log side between the measured.
         at = np.log(self._sides)
@@ -157,9 +170,9 @@ class _ScaleColumns:
         rows = np.empty((samples, len(self._sides), width + len(scale_names())), dtype=np.float32)
         rows[..., :width] = features[:, None]
         rows[..., width] = 2 * np.log2(self._sides)
-        for column, lost in enumerate(self._lost, width + 1):
-            rows[..., column] = features[:, lost] @ self._between
-        in_cells = rows[..., width + 1 + len(self._lost) :]
+        for column, measured in enumerate(self._at_grids, width + 1):
+            rows[..., column] = features[:, measured] @ self._between
+        in_cells = rows[..., width + 1 + len(self._at_grids) :]
         in_cells[:] = features[:, None, self._sizes] * (self._sides[:, None] / MODEL_SIDE)
         return rows.reshape(samples * len(self._sides), -1)
 

@@ -67,7 +67,7 @@ def test_the_size_of_what_the_question_names_by_its_colour() -> None:
     def named(question: str) -> tuple[float, float, float]:
         features = extract(vector, question, projection)
         values = dict(zip(features.names, features.values.tolist(), strict=True))
-        names = ("cross.named_height", "cross.named_count", "cross.named_difference")
+        names = ("named.height", "named.count", "named.difference")
         return tuple(values[name] for name in names)
 
     high, low = pytest.approx(100, abs=4), pytest.approx(20, abs=4)
