@@ -19,6 +19,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from deploy.analyze import analyze
 from deploy.label import label
 from deploy.offline import evaluate, train_predictor
 from deploy.printing import print_decision, print_report, print_timings
@@ -285,7 +286,7 @@ def version(as_json: AsJson = False) -> None:
         print(f"{name} {number}")
 
 
-for command in (label, train_predictor, evaluate):
+for command in (label, analyze, train_predictor, evaluate):
     app.command()(command)
 
 

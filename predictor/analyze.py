@@ -79,7 +79,9 @@ def analyze(
         notes.append("The noise null is about correctness and is left out for agreement.")
         null = None
     if shape is None:
-        notes.append("Operations and KV bytes are left out: the model's shape is not known.")
+        notes.append(
+            "Operations and KV bytes are left out: the model's shape is unknown (see --shape)."
+        )
     return Analysis(
         source=table.source,
         target=target,
@@ -114,7 +116,7 @@ def _labelled(
         raise OutcomesError(f"No sample has {target}; choose the other --target.")
     unlabelled = int((~known[target]).sum())
     if unlabelled:
-        notes.append(f"Left out because nobody said what their {target} is: {unlabelled} samples.")
+        notes.append(f"Samples left out because their {target} is not known: {unlabelled}.")
     return table.take(known[target]), target, unlabelled
 
 

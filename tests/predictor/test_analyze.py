@@ -516,7 +516,7 @@ def test_samples_without_ground_truth_among_others_are_left_out_and_counted(tmp_
         1,
         2,
     )
-    assert any("correctness is: 1 sample" in note for note in found["notes"])
+    assert any("correctness is not known: 1" in note for note in found["notes"])
 
 
 def test_the_target_can_be_chosen(table: OutcomeTable, tmp_path: Path) -> None:

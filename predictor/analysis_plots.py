@@ -1,0 +1,384 @@
+"""Pictures of an analysis: PNG files for papers and slides, inline SVG for the report.
+
+Both come from the same drawing. In the SVG every colour is a custom property of the page, so that
+it follows the reader's light or dark theme, and the type is the page's.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from predictor.analysis import Analysis, Oracle, Part
+
+ACCURACY_PNG, GROUPS_PNG, SMALLEST_PNG = "accuracy.png", "groups.png", "smallest-scale.png"
+MOST_GROUPS = 24  # the largest ones; more pictures than this help nobody
+
+# Custom property of the page → what it is on paper.
+INK, MUTED, RULE, ACCENT, PAPER = "#1b1b18", "#6b6b64", "#deded8", "#0b5fa5", "#fefefe"
+_PROPERTIES = {INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent", PAPER: "paper"}
+
+_TOKENS = "mean image tokens per question (log scale)"
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "svg.fonttype": "none",  # text stays text
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.facecolor": "none",
+    "text.color": INK,
+    "text.parse_math": False,  # names of groups are anybody's
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "ytick.major.size": 0,
+    "xtick.major.size": 3,
+    "xtick.major.width": 0.6,
+}
+
+
+def write_plots(analysis: Analysis, folder: Path) -> list[Path]:
+    """Write the three pictures as PNG and return where they are."""
+    with _style(), warnings.catch_warnings():
+        # The type that comes with matplotlib lacks some scripts; the report shows those names.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        figures = {
+            ACCURACY_PNG: accuracy_figure(analysis),
+            GROUPS_PNG: _groups_figure(analysis),
+            SMALLEST_PNG: _smallest_figure(analysis),
+        }
+        for name, figure in figures.items():
+            FigureCanvasAgg(figure)
+            figure.savefig(folder / name, dpi=160, facecolor=PAPER)
+    return [folder / name for name in figures]
+
+
+def accuracy_svg(analysis: Analysis, *, narrow: bool) -> str:
+    """Accuracy against tokens, for a wide page or a telephone."""
+    with _style():
+        figure = accuracy_figure(analysis, (3.7, 3.7) if narrow else (9.2, 4.5))
+        layout = "for a narrow page" if narrow else "for a wide page"
+        return _svg(figure, f"Accuracy against mean image tokens, {layout}")
+
+
+def group_svg(name: str, part: Part) -> str:
+    """One small multiple, without a title."""
+    with _style():
+        figure, axes = _figure((2.3, 1.4), left=0.3, right=0.02, bottom=0.24, top=0.04)
+        _draw_group(axes, part)
+        return _svg(figure, f"Accuracy against mean image tokens: {name}")
+
+
+def largest_groups(analysis: Analysis) -> dict[str, Part]:
+    """The groups worth a picture, those that need detail most first: by what the finest scale adds
+    to the coarsest."""
+    largest = sorted(analysis.groups.items(), key=lambda item: -item[1].samples)[:MOST_GROUPS]
+    return dict(sorted(largest, key=lambda item: -gain(item[1])))
+
+
+def gain(part: Part) -> float:
+    """Accuracy that the finest scale adds to the coarsest."""
+    return part.scales[-1].accuracy.value - part.scales[0].accuracy.value
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def _figure(
+    size: tuple[float, float], *, left: float, right: float, bottom: float, top: float = 0.1
+) -> tuple[Figure, Axes]:
+    """One plot with margins in inches; a layout engine would draw everything twice."""
+    figure = Figure(figsize=size)
+    axes = figure.subplots()
+    _adjust(figure, left=left, right=right, bottom=bottom, top=top)
+    return figure, axes
+
+
+def _adjust(figure: Figure, *, left: float, right: float, bottom: float, top: float) -> None:
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(
+        left=left / width, right=1 - right / width, bottom=bottom / height, top=1 - top / height
+    )
+
+
+def accuracy_figure(analysis: Analysis, size: tuple[float, float] = (7.4, 4.4)) -> Figure:
+    """Fixed scales with their intervals, what mixing them reaches, and both oracles."""
+    figure, axes = _figure(size, left=0.55, right=1.05, bottom=0.5)
+    part = analysis.overall
+    tokens = [each.tokens for each in part.scales]
+    last = tokens[-1]
+    _draw_curves(axes, part)
+    _draw_fixed(axes, part, size=4.5)
+    for at, each in enumerate(part.scales):
+        low = each.accuracy.value if each.accuracy.low is None else each.accuracy.low
+        # Below the interval, but for the first scale, where the stable oracle comes from below.
+        place, across, up = ((-6, 0), "right", "center") if at == 0 else ((0, -4), "center", "top")
+        axes.annotate(
+            f"{100 * each.accuracy.value:.1f}",
+            (each.tokens, 100 * (each.accuracy.value if at == 0 else low)),
+            xytext=place,
+            textcoords="offset points",
+            ha=across,
+            va=up,
+        )
+    for oracle in (part.oracle, part.stable_oracle):
+        _draw_accountings(axes, oracle)
+    labels = [
+        (100 * part.oracle.accuracy.value, f"oracle {part.oracle.accuracy.value:.1%}", ACCENT),
+        (100 * part.stable_oracle.accuracy.value, "stable oracle", ACCENT),
+        (100 * part.hull.accuracy[-1], "fixed scales", MUTED),
+    ]
+    if analysis.null is not None:
+        luck = 100 * analysis.null.overall.any_run.value
+        start = next(e.tokens for e in part.scales if e.scale == analysis.null.scale)
+        axes.plot([start, last], [luck, luck], color=MUTED, lw=0.9, ls=(0, (1, 2)))
+        axes.plot([start], [luck], "D", color=PAPER, mec=MUTED, ms=4.5, mew=1)
+        labels.append((luck, f"any of {analysis.null.compared} runs", MUTED))
+    axes.margins(x=0.85 / size[0])  # room for the first number
+    _frame(axes, tokens)
+    _pad(axes)
+    _label_right(axes, labels, last, points=72 * (size[1] - 0.6))
+    axes.set_xlabel(_TOKENS)
+    axes.set_ylabel(f"right, % ({analysis.target})")
+    return figure
+
+
+def _draw_curves(axes: Axes, part: Part) -> None:
+    """Mixtures are straight lines over tokens, so they are bent over their logarithm."""
+    last = part.scales[-1].tokens
+    for points, colour, width, style in (
+        (part.hull, MUTED, 0.9, "-"),
+        (part.oracle_curve, ACCENT, 1.4, "-"),
+        (part.stable_curve, ACCENT, 1.4, (0, (4, 2))),
+    ):
+        tokens = np.geomspace(points.tokens[0], max(last, points.tokens[-1]), 120)
+        accuracy = 100 * np.interp(tokens, points.tokens, points.accuracy)
+        axes.plot(tokens, accuracy, color=colour, lw=width, ls=style)
+
+
+def _draw_fixed(axes: Axes, part: Part, size: float) -> None:
+    for each in part.scales:
+        low, high = each.accuracy.low, each.accuracy.high
+        if low is not None and high is not None:
+            axes.vlines(each.tokens, 100 * low, 100 * high, color=INK, lw=1)
+    axes.plot(
+        [each.tokens for each in part.scales],
+        [100 * each.accuracy.value for each in part.scales],
+        "o",
+        color=INK,
+        ms=size,
+    )
+
+
+def _draw_accountings(axes: Axes, oracle: Oracle) -> None:
+    """Hollow: unsolved samples left out. Full: charged the finest scale."""
+    height = 100 * oracle.accuracy.value
+    marks = [(oracle.tokens_charged, ACCENT)]
+    if oracle.tokens is not None:
+        marks.append((oracle.tokens, PAPER))
+    for tokens, fill in marks:
+        axes.plot([tokens], [height], "o", color=fill, mec=ACCENT, ms=5, mew=1.3)
+        axes.annotate(
+            f"{tokens:.0f}",
+            (tokens, height),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            color=ACCENT,
+        )
+
+
+def _frame(axes: Axes, tokens: Sequence[float]) -> None:
+    """A logarithmic axis whose ticks are the scales."""
+    if len(tokens) == 1:
+        axes.set_xlim(tokens[0] / 2, tokens[0] * 2)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(tokens)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+
+
+def _pad(axes: Axes) -> None:
+    """Room for labels, and an axis of whole per cents that ends near 0 and 100."""
+    low, high = axes.get_ylim()
+    room = 0.05 * (high - low)
+    axes.set_ylim(max(low - room, -2), min(high + room, 104))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _grid(axes)
+
+
+def _grid(axes: Axes) -> None:
+    axes.grid(axis="y", color=RULE, lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def _label_right(
+    axes: Axes, labels: list[tuple[float, str, str]], last: float, points: float
+) -> None:
+    """Names at the right end of the curves, moved apart where they would overlap.
+
+    Args:
+        points: the height of the axis, about.
+    """
+    low, high = axes.get_ylim()
+    room = 11 / points * (high - low)
+    placed = -np.inf
+    for value, text, colour in sorted(labels):
+        placed = max(value, placed + room)
+        axes.annotate(
+            text,
+            (last, placed),
+            xytext=(10, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            annotation_clip=False,
+        )
+
+
+def _draw_group(axes: Axes, part: Part) -> None:
+    _draw_curves(axes, part)
+    _draw_fixed(axes, part, size=3)
+    _frame(axes, [each.tokens for each in part.scales])
+    axes.set_ylim(-3, 103)
+    axes.yaxis.set_major_locator(FixedLocator([0, 50, 100]))
+    _grid(axes)
+
+
+def _groups_figure(analysis: Analysis) -> Figure:
+    groups = largest_groups(analysis)
+    columns = min(4, len(groups))
+    rows = ceil(len(groups) / columns)
+    width, height = 2.3, 1.8
+    figure = Figure(figsize=(max(width * columns, 3.2), height * rows + 0.3))
+    across, down = figure.get_size_inches()
+    for at, (name, part) in enumerate(groups.items()):
+        left, top = width * (at % columns), down - height * (at // columns)
+        axes = figure.add_axes(
+            ((left + 0.35) / across, (top - 1.45) / down, 1.85 / across, 1.15 / down)
+        )
+        _draw_group(axes, part)
+        axes.set_title(f"{_short(name)}  ({part.samples})", fontsize=8.5, loc="left", color=INK)
+    figure.text(0.5, 0.08 / down, _TOKENS, ha="center", color=MUTED)
+    return figure
+
+
+def _smallest_figure(analysis: Analysis) -> Figure:
+    """Stacked shares of the smallest sufficient scale, for both oracles side by side."""
+    names = ["all", *largest_groups(analysis)]
+    parts = [analysis.overall, *largest_groups(analysis).values()]
+    scales = analysis.source.ladder.scales
+    room = 0.3 + 0.07 * max(len(_short(name)) for name in names)
+    size = (7 + room, 0.27 * len(parts) + 1.4)
+    figure = Figure(figsize=size)
+    panels = figure.subplots(1, 2, sharey=True)
+    _adjust(figure, left=room, right=0.15, bottom=0.5, top=0.85)
+    figure.subplots_adjust(wspace=0.05)
+    sides = (
+        (panels[0], "right there", [part.oracle for part in parts]),
+        (
+            panels[1],
+            "right there and at every finer scale",
+            [part.stable_oracle for part in parts],
+        ),
+    )
+    for axes, title, oracles in sides:
+        shares = 100 * np.array([each.smallest or (0.0,) * len(scales) for each in oracles])
+        left = shares.cumsum(axis=1) - shares
+        for at, scale in enumerate(scales):
+            axes.barh(
+                range(len(parts)),
+                shares[:, at],
+                left=left[:, at],
+                height=0.75,
+                color=tint(at, len(scales)),
+                edgecolor=PAPER,
+                linewidth=0.5,
+                label=str(scale),
+            )
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("% of the solvable questions")
+    panels[0].set_yticks(range(len(parts)), [_short(name) for name in names])
+    panels[0].set_ylim(len(parts) - 0.5, -0.5)
+    handles, scale_names = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        scale_names,
+        loc="upper center",
+        ncols=len(scales),
+        frameon=False,
+        title="smallest sufficient scale",
+    )
+    return figure
+
+
+def strength(at: int, count: int) -> float:
+    """How much accent the scale number `at` of `count` has in stacked bars; coarse is pale."""
+    return 0.15 + 0.85 * at / max(count - 1, 1)
+
+
+def tint(at: int, count: int) -> tuple[float, ...]:
+    mixed = strength(at, count)
+    ends = zip(to_rgb(PAPER), to_rgb(ACCENT), strict=True)
+    return tuple(paper + mixed * (accent - paper) for paper, accent in ends)
+
+
+def _short(name: str, most: int = 28) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+# What matplotlib writes into an SVG and a page does not need, or must not have twice.
+_DROPPED = (
+    (r"<metadata>.*?</metadata>", ""),
+    (r"<style.*?</style>", ""),
+    (r"<defs>\s*</defs>", ""),
+    (r'<g id="[^"]*"', "<g"),
+    (r"font-family: [^;\"]*; ", ""),
+    (r' transform="rotate\(-0 [^)]*\)"', ""),
+    (r"(\d\.\d\d)\d+", r"\1"),
+    (r"\s*\n\s*", " "),
+)
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an <svg> element without a size, in the colours and the type of the page.
+
+    Args:
+        label: what a screen reader says; also keeps the ids of two figures on a page apart.
+    """
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure)
+    with matplotlib.rc_context({"svg.hashsalt": label}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index(">", text.index("<svg")) + 1 :]
+    for pattern, kept in _DROPPED:
+        text = re.sub(pattern, kept, text, flags=re.DOTALL)
+    for colour, name in _PROPERTIES.items():
+        text = text.replace(colour, f"var(--{name})")
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    view = f"0 0 {width:g} {height:g}"
+    return f'<svg viewBox="{view}" role="img" aria-label="{escape(label)}">{text}'
