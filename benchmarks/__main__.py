@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import first_answer, frontier, routing
+from benchmarks import analyze, first_answer, frontier, routing
 
-BENCHMARKS = {"frontier": frontier.run, "routing": routing.run, "first_answer": first_answer.run}
-BY_DEFAULT = ("frontier", "routing")
+BENCHMARKS = {
+    "frontier": frontier.run,
+    "routing": routing.run,
+    "analyze": analyze.run,
+    "first_answer": first_answer.run,
+}
+BY_DEFAULT = ("frontier", "routing", "analyze")
 
 
 def main() -> None:

@@ -125,7 +125,7 @@ def _adjust(figure: Figure, *, left: float, right: float, bottom: float, top: fl
 
 def accuracy_figure(analysis: Analysis, size: tuple[float, float] = (7.4, 4.4)) -> Figure:
     """Fixed scales with their intervals, what mixing them reaches, and both oracles."""
-    figure, axes = _figure(size, left=0.55, right=1.05, bottom=0.5)
+    figure, axes = _figure(size, left=0.55, right=0.72, bottom=0.5)
     part = analysis.overall
     tokens = [each.tokens for each in part.scales]
     last = tokens[-1]
@@ -272,7 +272,7 @@ def _groups_figure(analysis: Analysis) -> Figure:
     columns = min(4, len(groups))
     rows = ceil(len(groups) / columns)
     width, height = 2.3, 1.8
-    figure = Figure(figsize=(max(width * columns, 3.2), height * rows + 0.3))
+    figure = Figure(figsize=(max(width * columns, 5), height * rows + 0.35))
     across, down = figure.get_size_inches()
     for at, (name, part) in enumerate(groups.items()):
         left, top = width * (at % columns), down - height * (at // columns)
@@ -281,7 +281,9 @@ def _groups_figure(analysis: Analysis) -> Figure:
         )
         _draw_group(axes, part)
         axes.set_title(f"{_short(name)}  ({part.samples})", fontsize=8.5, loc="left", color=INK)
-    figure.text(0.5, 0.08 / down, _TOKENS, ha="center", color=MUTED)
+    key = "points: fixed scales with 95% intervals, blue: oracle, dashed: stable oracle"
+    figure.text(0.35 / across, 0.25 / down, f"right, %, against {_TOKENS}", color=MUTED)
+    figure.text(0.35 / across, 0.08 / down, key, color=MUTED)
     return figure
 
 
@@ -295,7 +297,7 @@ def _smallest_figure(analysis: Analysis) -> Figure:
     figure = Figure(figsize=size)
     panels = figure.subplots(1, 2, sharey=True)
     _adjust(figure, left=room, right=0.15, bottom=0.5, top=0.85)
-    figure.subplots_adjust(wspace=0.05)
+    figure.subplots_adjust(wspace=0.09)
     sides = (
         (panels[0], "right there", [part.oracle for part in parts]),
         (
