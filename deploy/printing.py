@@ -81,7 +81,7 @@ def print_evaluation(console: Console, report: dict[str, Any]) -> None:
             table.add_row(
                 f"{point['max_regret']:g}",
                 f"{point['regret']:.3f}",
-                f"{point['tokens']:.0f}" + ("" if point["threshold"] is not None else " (finest)"),
+                f"{point['tokens']:.0f}" + ("" if point["price"] is not None else " (finest)"),
                 f"{point['accuracy']:.3f}",
                 f"{point['best_fixed_accuracy']:.3f} at {point['best_fixed_scale']}",
             )

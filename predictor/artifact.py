@@ -29,7 +29,7 @@ from predictor.query_features import QueryProjection
 from predictor.records import OutcomeSource, Target
 from predictor.success import SuccessModel
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 _MODEL = "model.txt"
 _ARRAYS = "arrays.npz"
@@ -174,7 +174,7 @@ def _content(artifact: Artifact, files: dict[str, bytes]) -> dict[str, Any]:
         "confidence": CONFIDENCE,
         "thresholds": {
             "bounds": list(artifact.thresholds.bounds),
-            "shortfalls": list(artifact.thresholds.shortfalls),
+            "prices": list(artifact.thresholds.prices),
         },
         "metrics": artifact.metrics,
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
@@ -203,7 +203,7 @@ def _decode(content: dict[str, Any], files: dict[str, bytes]) -> Artifact:
         model=SuccessModel.from_text(files[_MODEL].decode(), names, ladder),
         calibration=calibration,
         thresholds=Thresholds(
-            tuple(content["thresholds"]["bounds"]), tuple(content["thresholds"]["shortfalls"])
+            tuple(content["thresholds"]["bounds"]), tuple(content["thresholds"]["prices"])
         ),
         outcomes=content["outcomes"],
         metrics=content["metrics"],

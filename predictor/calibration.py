@@ -1,12 +1,12 @@
-"""Honest probabilities, and thresholds that keep a promise.
+"""Honest probabilities, and prices that keep a promise.
 
 Two steps on two parts of the data that the model has not seen. *Calibration* makes a predicted 0.8
-come true eight times in ten. *Thresholds* are then certified by Learn-then-Test (Angelopoulos et
-al., arXiv 2110.01052): a shortfall threshold is served for a regret bound only if the hypothesis
+come true eight times in ten. *Prices* of the selection rule are then certified by Learn-then-Test
+(Angelopoulos et al., arXiv 2110.01052): a price is served for a regret bound only if the hypothesis
 "its regret exceeds the bound" is rejected, with the p-value of Hoeffding and Bentkus for bounded
-losses (Bates et al., arXiv 2101.02703). Thresholds are tested from strict to loose and the first
-that fails ends the sequence, which keeps the chance of any false promise at one bound below 5%
-without further correction.
+losses (Bates et al., arXiv 2101.02703). Prices are tested from strict (0 would be the finest scale
+for everything) to loose and the first that fails ends the sequence, which keeps the chance of any
+false promise at one bound below 5% without further correction.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from predictor.selection import select_many
 CONFIDENCE = 0.95
 REGRET_BOUNDS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 
-# Fixed before any data is seen, strict to loose; testing in this order needs no correction.
-_TESTED = np.concatenate(
-    (np.arange(0, 0.1, 0.0025), np.arange(0.1, 0.3, 0.005), np.arange(0.3, 1.0001, 0.02))
-)
+# Fixed before any data is seen, strict to loose; testing in this order needs no correction. At the
+# last one everything goes to the cheapest scale of M3's ladder.
+PRICES = np.geomspace(1e-4, 100.0, 181)
 _CLIP = 1e-6
 
 
@@ -79,22 +78,22 @@ def _fit_beta(p: NDArray[np.float64], success: NDArray[np.bool_]) -> NDArray[np.
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Certified shortfall thresholds.
+    """Certified prices.
 
     Args:
         bounds: regret bounds, ascending.
-        shortfalls: the loosest certified threshold for each; None where none qualifies.
+        prices: the loosest certified price for each; None where none qualifies.
     """
 
     bounds: tuple[float, ...]
-    shortfalls: tuple[float | None, ...]
+    prices: tuple[float | None, ...]
 
     def at(self, max_regret: float) -> float | None:
-        """The threshold for a bound; between grid points the next stricter one holds."""
+        """The price for a bound; between grid points the next stricter one holds."""
         held = None
-        for bound, shortfall in zip(self.bounds, self.shortfalls, strict=True):
+        for bound, price in zip(self.bounds, self.prices, strict=True):
             if bound <= max_regret:
-                held = shortfall
+                held = price
         return held
 
 
@@ -102,46 +101,51 @@ def certify(
     p_success: NDArray[np.float64],
     success: NDArray[np.bool_],
     images: NDArray[np.object_],
-    costs: Sequence[float],
+    shares: NDArray[np.float64],
     bounds: Sequence[float] = REGRET_BOUNDS,
     confidence: float = CONFIDENCE,
 ) -> Thresholds:
-    """The loosest threshold for each bound whose regret is below it with `confidence`.
+    """The loosest price for each bound whose regret is below it with `confidence`.
 
     Args:
         p_success: N×S calibrated probabilities on samples used for nothing before.
         success: N×S.
         images: N image names; losses are averaged per image, because questions about one image are
             not independent.
-        costs: cost per scale, any unit.
+        shares: N×S or S, tokens per scale as a share of the finest's.
     """
-    losses = per_image(regret_losses(p_success, success, costs, _TESTED), images)
-    count, risks = len(losses), losses.mean(axis=0)
-    return Thresholds(
-        tuple(bounds),
-        tuple(_loosest(risks, count, bound, 1 - confidence) for bound in bounds),
-    )
+    losses = per_image(regret_losses(p_success, success, shares, PRICES), images)
+    return certify_losses(losses, bounds, confidence)
 
 
-def _loosest(
-    risks: NDArray[np.float64], count: int, bound: float, error_rate: float
-) -> float | None:
+def certify_losses(
+    losses: NDArray[np.float64],
+    bounds: Sequence[float] = REGRET_BOUNDS,
+    confidence: float = CONFIDENCE,
+) -> Thresholds:
+    """`certify` from I×T mean losses per image at every tested price."""
+    count, risks = len(losses), losses.mean(axis=0).tolist()
+    prices = tuple(_loosest(risks, count, bound, 1 - confidence) for bound in bounds)
+    return Thresholds(tuple(bounds), prices)
+
+
+def _loosest(risks: Sequence[float], count: int, bound: float, error_rate: float) -> float | None:
     loosest = None
-    for threshold, risk in zip(_TESTED, risks, strict=True):
-        if hoeffding_bentkus(float(risk), count, bound) > error_rate:
+    for price, risk in zip(PRICES.tolist(), risks, strict=True):
+        if hoeffding_bentkus(risk, count, bound) > error_rate:
             break
-        loosest = float(threshold)
+        loosest = price
     return loosest
 
 
 def regret_losses(
     p_success: NDArray[np.float64],
     success: NDArray[np.bool_],
-    costs: Sequence[float],
-    thresholds: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    prices: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """N×T: where the finest scale succeeds and the one chosen at a threshold does not."""
-    chosen = select_many(p_success, costs, thresholds)
+    """N×T: where the finest scale succeeds and the one chosen at a price does not."""
+    chosen = select_many(p_success, shares, prices)
     return success[:, -1:] & ~np.take_along_axis(success, chosen, axis=1)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from predictor import artifact as artifacts
 from predictor.artifact import Artifact
 from predictor.calibration import (
+    PRICES,
     REGRET_BOUNDS,
     expected_calibration_error,
     per_image,
@@ -24,8 +25,8 @@ from predictor.errors import OutcomesError
 from predictor.frontier import Curve, fixed_scales, gap_closed, hull, oracle, policy_points
 from predictor.image_table import open_images
 from predictor.records import OutcomeTable, Split, Target, read_outcomes
-from predictor.selection import select, select_many
-from predictor.train import design_matrix, log_loss
+from predictor.selection import WHOLE_PRICE, select, select_many
+from predictor.train import design_matrix, log_loss, token_shares
 
 REPORT = "evaluation.json"
 PLOT = "frontier.png"
@@ -34,7 +35,6 @@ Progress = Callable[[str, int, int], None]
 
 _COSTS = np.arange(5.0, 301.0)  # mean tokens over which the closed gap is averaged
 _SHOWN_COSTS = (5, 8, 12, 20, 35, 60, 100, 150, 200, 250, 300)
-_THRESHOLDS = np.linspace(0.0, 1.0, 401)
 _PRICES = np.concatenate(([0.0], np.geomspace(1e-5, 1.0, 200)))  # accuracy per token
 
 
@@ -113,7 +113,6 @@ def judge_part(
     fixed = hull(*fixed_scales(right, tokens))
     best = oracle(right, tokens)
     router = router_curve(p_success, right, tokens)
-    priced = priced_curve(p_success, right, tokens)
     lookup = lookup_curve(part, right, tokens, learned_from, judge)
     target = part.success(artifact.target)
     return {
@@ -135,11 +134,9 @@ def judge_part(
         "hull": _points(fixed),
         "oracle": _points(best.thinned()),
         "router": _points(router.thinned()),
-        "priced": _points(priced.thinned()),
         "family_lookup": _points(lookup.thinned()),
         "gap_closed": {
             "router": _gap_figures(router, fixed, best),
-            "priced": _gap_figures(priced, fixed, best),
             "family_lookup": _gap_figures(lookup, fixed, best),
         },
         "operating_points": [
@@ -156,21 +153,10 @@ def judge_part(
 def router_curve(
     p_success: NDArray[np.float64], right: NDArray[np.bool_], tokens: NDArray[np.float64]
 ) -> Curve:
-    """The selection rule at every threshold from strictest to loosest."""
-    chosen = select_many(p_success, tokens.mean(axis=0), _THRESHOLDS)
+    """The selection rule at every price at which success is all that counts."""
+    shares = tokens / tokens[:, -1:]
+    chosen = select_many(p_success, shares, PRICES[PRICES >= WHOLE_PRICE])
     return Curve.through(*policy_points(chosen, right, tokens))
-
-
-def priced_curve(
-    p_success: NDArray[np.float64], right: NDArray[np.bool_], tokens: NDArray[np.float64]
-) -> Curve:
-    """The peer of the selection rule: the same probabilities, most success per price of a token.
-
-    With perfect probabilities no rule is above it; the distance to it is what bounding the
-    shortfall of each sample costs on average.
-    """
-    worth = p_success[:, :, None] - tokens.mean(axis=0)[:, None] * _PRICES
-    return Curve.through(*policy_points(worth.argmax(axis=1), right, tokens))
 
 
 def lookup_curve(
@@ -203,9 +189,10 @@ def _operating_point(
     bound: float,
 ) -> dict[str, Any]:
     """What a caller with this `max_regret` gets, chosen sample by sample as the service does."""
-    threshold = artifact.thresholds.at(bound)
+    price = artifact.thresholds.at(bound)
     costs = part.image_tokens.mean(axis=0).tolist()
-    chosen = np.array([select(row, costs, threshold) for row in p_success.tolist()])[:, None]
+    served = zip(p_success.tolist(), token_shares(part).tolist(), strict=True)
+    chosen = np.array([select(p, shares, price) for p, shares in served])[:, None]
     tokens, accuracy = policy_points(chosen, right, part.image_tokens.astype(np.float64))
     losses = target[:, -1:] & ~np.take_along_axis(target, chosen, axis=1)
     shares = np.bincount(chosen[:, 0], minlength=len(costs)) / len(part)
@@ -213,7 +200,7 @@ def _operating_point(
     best_fixed = max(affordable, key=lambda at: right[:, at].mean(), default=0)
     return {
         "max_regret": bound,
-        "threshold": threshold,
+        "price": price,
         "regret": float(per_image(losses, part.image).mean()),
         "tokens": float(tokens[0]),
         "ms": float(np.take_along_axis(part.ms, chosen, axis=1).mean()),
@@ -273,7 +260,6 @@ def _plot(report: dict[str, Any], path: Path) -> None:
         for curve, label, style in (
             ("oracle", "oracle", "k--"),
             ("router", "router", "C0-"),
-            ("priced", "same probabilities, priced tokens", "C2-"),
             ("family_lookup", "one scale per family", "C1-"),
             ("hull", "random mixture", "C7-"),
         ):
@@ -282,7 +268,7 @@ def _plot(report: dict[str, Any], path: Path) -> None:
         axes.plot(
             [point["tokens"] for point in fixed], [point["accuracy"] for point in fixed], "C7o"
         )
-        certified = [point for point in part["operating_points"] if point["threshold"] is not None]
+        certified = [point for point in part["operating_points"] if point["price"] is not None]
         axes.plot(
             [point["tokens"] for point in certified],
             [point["accuracy"] for point in certified],

@@ -102,7 +102,7 @@ class Predictor:
         return Prediction(tuple(p_success.tolist()), features)
 
     def threshold(self, max_regret: float) -> float | None:
-        """The certified shortfall for a regret bound; None where only the finest qualifies."""
+        """The certified price for a regret bound; None where only the finest scale qualifies."""
         return self._artifact.thresholds.at(max_regret)
 
 

@@ -1,4 +1,17 @@
-"""The one rule that turns probabilities into a scale: certified offline, served online."""
+"""The one rule that turns probabilities into a scale: certified offline, served online.
+
+Looking through more tokens is worth what it adds to the chance of success. At a *price*, in success
+per image at the finest scale's tokens, the rule takes the scale that is worth most:
+
+    score(s) = w · p(s) − (1 − w) · r(s) − price · share(s)        w = min(1, price / WHOLE_PRICE)
+
+share(s) is the scale's tokens as a share of the finest's, r(s) = p(finest) · (1 − p(s)) the
+predicted regret (the finest would have succeeded and s does not, as if the two were independent;
+0 for the finest itself). From `WHOLE_PRICE` on, w is 1 and this is the Lagrangian of "most success
+for a mean number of tokens": with true probabilities no rule is above it. Below, the rule turns
+from success to regret, so that at price 0 nothing but the finest scale is left, and a bound of one
+per cent can be kept where probabilities are too close to tell apart.
+"""
 
 from __future__ import annotations
 
@@ -7,41 +20,58 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+WHOLE_PRICE = 0.01  # below, saving every token is worth less than one answer in a hundred
 
-def select(p_success: Sequence[float], costs: Sequence[float], threshold: float | None) -> int:
-    """Index of the cheapest scale whose predicted shortfall is at most `threshold`.
 
-    The shortfall of a scale is the best probability of any scale minus its own. A question that
-    even the best scale will hardly answer therefore goes to the cheapest one.
+def select(p_success: Sequence[float], shares: Sequence[float], price: float | None) -> int:
+    """Index of the scale with the best score.
 
     Args:
         p_success: calibrated probability of success per scale, coarse to fine, each in [0, 1].
-        costs: cost per scale in any one unit, same order.
-        threshold: largest tolerated shortfall, or None where no threshold is certified.
+        shares: tokens per scale as a share of the ladder's finest, same order. Some scales of a
+            ladder may be left out of both; regret is then against the finest that is there.
+        price: success that the finest scale's tokens must bring, or None where no price is
+            certified.
 
     Returns:
-        An index into the ladder; the finest (last) for threshold None. Equal costs go to the
-        likelier scale.
+        An index into `p_success`; the last for price None. Equal scores go to the cheaper scale,
+        equally cheap ones to the likelier.
     """
-    if threshold is None:
-        return len(p_success) - 1
-    best = max(p_success)
-    enough = [i for i, p in enumerate(p_success) if best - p <= threshold]
-    return min(enough, key=lambda i: (costs[i], -p_success[i]))
+    last = len(p_success) - 1
+    if price is None:
+        return last
+    weight = min(1.0, price / WHOLE_PRICE)
+    finest = p_success[last]
+
+    def worth(at: int) -> tuple[float, float, float]:
+        p, share = p_success[at], shares[at]
+        regret = finest * (1.0 - p) if at < last else 0.0
+        return weight * p - (1.0 - weight) * regret - price * share, -share, p
+
+    return max(range(last + 1), key=worth)
 
 
 def select_many(
-    p_success: NDArray[np.float64], costs: ArrayLike, thresholds: ArrayLike
+    p_success: NDArray[np.float64], shares: NDArray[np.float64], prices: ArrayLike
 ) -> NDArray[np.intp]:
-    """`select` for every sample and every threshold at once: N×S, S, T → N×T indices.
+    """`select` for every sample and every price at once: N×S, N×S or S, T → N×T indices.
 
-    Exactly `select`, comparison by comparison; a test holds the two together.
+    Exactly `select`, operation by operation; a test holds the two together.
     """
-    cost = np.asarray(costs, dtype=np.float64)
-    shortfall = p_success.max(axis=1, keepdims=True) - p_success
-    chosen = np.empty((len(p_success), np.size(thresholds)), dtype=np.intp)
-    for column, threshold in enumerate(np.atleast_1d(np.asarray(thresholds, dtype=np.float64))):
-        price = np.where(shortfall <= threshold, cost, np.inf)
-        cheapest = price == price.min(axis=1, keepdims=True)
+    shares = np.broadcast_to(shares, p_success.shape)
+    regret = p_success[:, -1:] * (1.0 - p_success)
+    regret[:, -1] = 0.0
+    chosen = np.empty((len(p_success), np.size(prices)), dtype=np.intp)
+    for column, price in enumerate(np.atleast_1d(np.asarray(prices, dtype=np.float64))):
+        weight = min(1.0, float(price) / WHOLE_PRICE)
+        score = weight * p_success - (1.0 - weight) * regret - price * shares
+        best = score == score.max(axis=1, keepdims=True)
+        tied = np.where(best, shares, np.inf)
+        cheapest = tied == tied.min(axis=1, keepdims=True)
         chosen[:, column] = np.where(cheapest, p_success, -1.0).argmax(axis=1)
     return chosen
+
+
+def shortfall(p_success: Sequence[float], chosen: int) -> float:
+    """How much likelier the likeliest scale is to succeed than the chosen one, in [0, 1]."""
+    return max(p_success) - p_success[chosen]

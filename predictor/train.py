@@ -88,8 +88,7 @@ def fit(
     progress("calibration", 1, 2)
     held_out = calibration.apply(model.predict(design_matrix(threshold_part, images, projection)))
     success = threshold_part.success(target)
-    costs = threshold_part.image_tokens.mean(axis=0).tolist()
-    thresholds = certify(held_out, success, threshold_part.image, costs)
+    thresholds = certify(held_out, success, threshold_part.image, token_shares(threshold_part))
     progress("calibration", 2, 2)
     return Artifact(
         source=table.source,
@@ -120,6 +119,11 @@ def design_matrix(
         for row, question in zip(rows, table.question, strict=True)
     ]
     return np.stack(vectors)
+
+
+def token_shares(table: OutcomeTable) -> NDArray[np.float64]:
+    """N×S image tokens as a share of the finest scale's, what the selection rule prices."""
+    return table.image_tokens / table.image_tokens[:, -1:]
 
 
 def log_loss(p_success: NDArray[np.float64], success: NDArray[np.bool_]) -> float:

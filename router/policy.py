@@ -180,7 +180,7 @@ def decide(
     """A scale for every image of a request.
 
     Args:
-        threshold: the shortfall certified for a regret bound. It is asked for `max_regret` ÷ number
+        threshold: the price certified for a regret bound. It is asked for `max_regret` ÷ number
             of images: by the union bound, the request then keeps `max_regret` as a whole.
         cost_ms: estimated replica milliseconds to the first token of the request, given the image
             tokens of all images together. Must not decrease.
@@ -265,10 +265,11 @@ def _choose(
         index, reason = len(ladder) - 1, Reason.NO_PREDICTOR
         left = bounds.high - bounds.low
     else:
-        index = select(image.p_success, image.tokens, tolerated)
+        shares = tuple(tokens / image.tokens[-1] for tokens in image.tokens)
+        index = select(image.p_success, shares, tolerated)
         reason = Reason.NO_THRESHOLD if tolerated is None else Reason.PREDICTED
         open_scales = slice(bounds.low, bounds.high + 1)
-        left = select(image.p_success[open_scales], image.tokens[open_scales], tolerated)
+        left = select(image.p_success[open_scales], shares[open_scales], tolerated)
     if index < bounds.low:
         index, reason = bounds.low + left, bounds.low_reason
     elif index > bounds.high:

@@ -28,7 +28,7 @@ class PredictorPort(Protocol):
         """
 
     def threshold(self, max_regret: float) -> float | None:
-        """The shortfall certified for a regret bound; None where only the finest scale is."""
+        """The price certified for a regret bound; None where only the finest scale is."""
 
 
 class BackendPort(Protocol):

@@ -52,7 +52,7 @@ class FakePredictor:
     """Predicts by the question: `p_by_question`, else `p_success`.
 
     Args:
-        thresholds: (bound, τ) pairs; a bound between two gets the stricter one's τ.
+        thresholds: (bound, price) pairs; a bound between two gets the stricter one's price.
     """
 
     version = "fake-1"
@@ -61,7 +61,7 @@ class FakePredictor:
         self,
         p_success: Sequence[float] = (0.3, 0.6, 0.9, 0.92, 0.93),
         p_by_question: dict[str, Sequence[float]] | None = None,
-        thresholds: Sequence[tuple[float, float]] = ((0.01, 0.02), (0.05, 0.05), (0.2, 0.4)),
+        thresholds: Sequence[tuple[float, float]] = ((0.01, 0.02), (0.05, 0.2), (0.2, 20.0)),
     ) -> None:
         self._p_success = p_success
         self._by_question = p_by_question or {}
@@ -77,7 +77,7 @@ class FakePredictor:
         return Prediction(p_success=tuple(p), features=None)
 
     def threshold(self, max_regret: float) -> float | None:
-        qualified = [tau for bound, tau in self._thresholds if bound <= max_regret]
+        qualified = [price for bound, price in self._thresholds if bound <= max_regret]
         return qualified[-1] if qualified else None
 
 

@@ -84,7 +84,7 @@ def test_routing_beats_fixed_scales_and_the_family_lookup(folder: Path, target: 
 def test_regret_stays_within_its_bounds(folder: Path, target: str) -> None:
     points = judged(folder, target)["parts"]["test"]["operating_points"]
     assert all(point["regret"] <= point["max_regret"] for point in points)
-    uncertified = [point for point in points if point["threshold"] is None]
+    uncertified = [point for point in points if point["price"] is None]
     assert uncertified
     for point in uncertified:
         assert point["regret"] == 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from m3_backend.errors import ServiceError
 from m3_backend.scales import M3_SCALES, ScaleLadder
-from predictor.selection import select
+from predictor.selection import WHOLE_PRICE, select
 from router.policy import (
     Decision,
     ImageCase,
@@ -24,7 +24,7 @@ from router.schemas import M3Options
 
 LADDER = ScaleLadder()
 FREE = Limits(max_regret=0.05)
-RISING = (0.3, 0.6, 0.9, 0.92, 0.93)  # at τ = 0.05: 36 tokens
+RISING = (0.3, 0.6, 0.9, 0.92, 0.93)  # at the price 0.2: 36 tokens
 
 
 def case(p: tuple[float, ...] | None = RISING, detail: Any = "auto") -> ImageCase:
@@ -32,10 +32,10 @@ def case(p: tuple[float, ...] | None = RISING, detail: Any = "auto") -> ImageCas
 
 
 def run(
-    *images: ImageCase, limits: Limits = FREE, tau: float | None = 0.05, room: int = 10_000
+    *images: ImageCase, limits: Limits = FREE, price: float | None = 0.2, room: int = 10_000
 ) -> Decision:
     """With a replica that takes 10 ms and 0.1 ms per image token."""
-    return decide(images, LADDER, limits, lambda _: tau, lambda tokens: 10 + 0.1 * tokens, room)
+    return decide(images, LADDER, limits, lambda _: price, lambda tokens: 10 + 0.1 * tokens, room)
 
 
 def told(decision: Decision) -> list[tuple[int, str]]:
@@ -63,7 +63,7 @@ def test_without_a_predictor_the_finest() -> None:
 
 
 def test_without_a_certified_threshold_the_finest() -> None:
-    assert told(run(case(), tau=None)) == [(576, "no_threshold")]
+    assert told(run(case(), price=None)) == [(576, "no_threshold")]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_several_images_share_the_bound() -> None:
 
     def threshold(bound: float) -> float:
         asked.append(bound)
-        return 0.05
+        return 0.2
 
     images = case(), case((0.9, 0.9, 0.9, 0.9, 0.9)), case((0.1, 0.1, 0.1, 0.1, 0.9), "low")
     decision = decide(images, LADDER, FREE, threshold, lambda _: 1.0, 10_000)
@@ -200,15 +200,15 @@ limits_ = st.builds(
     max_scale=scale,
     latency_budget_ms=st.none() | st.floats(1, 500),
 ).filter(lambda x: not (x.min_scale and x.max_scale) or x.min_scale <= x.max_scale)
-taus = st.none() | probability
+prices = st.none() | st.floats(0, 50)
 rooms = st.integers(-100, 3000)
 
 
-@given(st.lists(cases, min_size=1, max_size=4), limits_, taus)
+@given(st.lists(cases, min_size=1, max_size=4), limits_, prices)
 def test_explicit_limits_always_hold(
-    images: list[ImageCase], limits: Limits, tau: float | None
+    images: list[ImageCase], limits: Limits, price: float | None
 ) -> None:
-    decision = run(*images, limits=limits, tau=tau)
+    decision = run(*images, limits=limits, price=price)
     assert len(decision.images) == len(images)
     for choice in decision.images:
         assert (limits.min_scale or 1) <= choice.scale <= (limits.max_scale or 576)
@@ -217,24 +217,24 @@ def test_explicit_limits_always_hold(
         assert within is not (Note.LATENCY_BUDGET_EXCEEDED in decision.notes)
 
 
-@given(st.lists(cases, min_size=1, max_size=4), limits_, taus, rooms)
+@given(st.lists(cases, min_size=1, max_size=4), limits_, prices, rooms)
 def test_the_context_holds_unless_nothing_coarser_is_allowed(
-    images: list[ImageCase], limits: Limits, tau: float | None, room: int
+    images: list[ImageCase], limits: Limits, price: float | None, room: int
 ) -> None:
-    decision = run(*images, limits=limits, tau=tau, room=room)
+    decision = run(*images, limits=limits, price=price, room=room)
     if sum(choice.tokens for choice in decision.images) > room:
         assert {choice.scale for choice in decision.images} == {limits.min_scale or 1}
     if decision.max_regret is not None:
         assert 576 * len(images) <= room
 
 
-@given(st.lists(cases, min_size=1, max_size=4), limits_, taus, rooms)
+@given(st.lists(cases, min_size=1, max_size=4), limits_, prices, rooms)
 def test_the_reason_is_true(
-    images: list[ImageCase], limits: Limits, tau: float | None, room: int
+    images: list[ImageCase], limits: Limits, price: float | None, room: int
 ) -> None:
-    decision = run(*images, limits=limits, tau=tau, room=room)
+    decision = run(*images, limits=limits, price=price, room=room)
     for image, choice in zip(images, decision.images, strict=True):
-        free = run(replace(image, detail="auto"), tau=tau).images[0]
+        free = run(replace(image, detail="auto"), price=price).images[0]
         if choice.reason in (Reason.PREDICTED, Reason.NO_PREDICTOR, Reason.NO_THRESHOLD):
             assert choice == free
         else:
@@ -249,36 +249,37 @@ def test_the_reason_is_true(
             }[choice.reason]
 
 
-@given(st.lists(cases, min_size=1, max_size=4), limits_, taus)
-def test_while_the_promise_holds_no_image_exceeds_the_threshold(
-    images: list[ImageCase], limits: Limits, tau: float | None
+@given(st.lists(cases, min_size=1, max_size=4), limits_, prices)
+def test_while_the_promise_holds_no_image_loses_more_than_the_price(
+    images: list[ImageCase], limits: Limits, price: float | None
 ) -> None:
     """Against the finest scale, which is what regret is measured against."""
-    decision = run(*images, limits=limits, tau=tau)
+    decision = run(*images, limits=limits, price=price)
     assume(decision.max_regret is not None)
     for image, choice in zip(images, decision.images, strict=True):
-        if image.p_success is not None and tau is not None:
+        if image.p_success is not None and price is not None:
             chosen = image.p_success[M3_SCALES.index(choice.scale)]
-            assert image.p_success[-1] - chosen <= tau
+            assert image.p_success[-1] - chosen <= max(price, WHOLE_PRICE) + 1e-12
         else:
             assert choice.scale == 576
 
 
-@given(cases.filter(lambda c: c.p_success is not None), taus)
+@given(cases.filter(lambda c: c.p_success is not None), prices)
 def test_without_limits_it_is_the_certified_rule_itself(
-    image: ImageCase, tau: float | None
+    image: ImageCase, price: float | None
 ) -> None:
     assert image.p_success is not None
-    decision = run(replace(image, detail="auto"), tau=tau)
-    assert decision.images[0].scale == M3_SCALES[select(image.p_success, M3_SCALES, tau)]
+    decision = run(replace(image, detail="auto"), price=price)
+    shares = [scale / 576 for scale in M3_SCALES]
+    assert decision.images[0].scale == M3_SCALES[select(image.p_success, shares, price)]
 
 
-@given(cases, limits_, taus, st.floats(1, 500))
+@given(cases, limits_, prices, st.floats(1, 500))
 def test_a_smaller_budget_never_costs_more(
-    image: ImageCase, limits: Limits, tau: float | None, budget: float
+    image: ImageCase, limits: Limits, price: float | None, budget: float
 ) -> None:
-    more = run(image, limits=replace(limits, latency_budget_ms=budget * 2), tau=tau)
-    less = run(image, limits=replace(limits, latency_budget_ms=budget), tau=tau)
+    more = run(image, limits=replace(limits, latency_budget_ms=budget * 2), price=price)
+    less = run(image, limits=replace(limits, latency_budget_ms=budget), price=price)
     assert less.cost_ms <= more.cost_ms or Note.LATENCY_BUDGET_EXCEEDED in less.notes
 
 
