@@ -56,8 +56,8 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def write_plots(analysis: Analysis, folder: Path) -> list[Path]:
-    """Write the three pictures as PNG and return where they are."""
+def write_plots(analysis: Analysis, folder: Path) -> None:
+    """Write the three pictures as PNG."""
     with _style(), warnings.catch_warnings():
         # The type that comes with matplotlib lacks some scripts; the report shows those names.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
@@ -69,7 +69,6 @@ def write_plots(analysis: Analysis, folder: Path) -> list[Path]:
         for name, figure in figures.items():
             FigureCanvasAgg(figure)
             figure.savefig(folder / name, dpi=160, facecolor=PAPER)
-    return [folder / name for name in figures]
 
 
 def accuracy_svg(analysis: Analysis, *, narrow: bool) -> str:
@@ -89,8 +88,7 @@ def group_svg(name: str, part: Part) -> str:
 
 
 def largest_groups(analysis: Analysis) -> dict[str, Part]:
-    """The groups worth a picture, those that need detail most first: by what the finest scale adds
-    to the coarsest."""
+    """The groups worth a picture, in the order of what the finest scale adds to the coarsest."""
     largest = sorted(analysis.groups.items(), key=lambda item: -item[1].samples)[:MOST_GROUPS]
     return dict(sorted(largest, key=lambda item: -gain(item[1])))
 
@@ -125,7 +123,7 @@ def _adjust(figure: Figure, *, left: float, right: float, bottom: float, top: fl
 
 def accuracy_figure(analysis: Analysis, size: tuple[float, float] = (7.4, 4.4)) -> Figure:
     """Fixed scales with their intervals, what mixing them reaches, and both oracles."""
-    figure, axes = _figure(size, left=0.55, right=0.72, bottom=0.5)
+    figure, axes = _figure(size, left=0.55, right=1.0, bottom=0.5)
     part = analysis.overall
     tokens = [each.tokens for each in part.scales]
     last = tokens[-1]
@@ -156,8 +154,9 @@ def accuracy_figure(analysis: Analysis, size: tuple[float, float] = (7.4, 4.4)) 
         axes.plot([start, last], [luck, luck], color=MUTED, lw=0.9, ls=(0, (1, 2)))
         axes.plot([start], [luck], "D", color=PAPER, mec=MUTED, ms=4.5, mew=1)
         labels.append((luck, f"any of {analysis.null.compared} runs", MUTED))
-    axes.margins(x=0.85 / size[0])  # room for the first number
     _frame(axes, tokens)
+    if last > tokens[0]:  # room for the first number, none before the names at the right
+        axes.set_xlim(tokens[0] * (tokens[0] / last) ** (0.8 / size[0]), last)
     _pad(axes)
     _label_right(axes, labels, last, points=72 * (size[1] - 0.6))
     axes.set_xlabel(_TOKENS)
@@ -175,20 +174,21 @@ def _draw_curves(axes: Axes, part: Part) -> None:
     ):
         tokens = np.geomspace(points.tokens[0], max(last, points.tokens[-1]), 120)
         accuracy = 100 * np.interp(tokens, points.tokens, points.accuracy)
-        axes.plot(tokens, accuracy, color=colour, lw=width, ls=style)
+        axes.plot(tokens, accuracy, color=colour, lw=width, ls=style, clip_on=False)
 
 
 def _draw_fixed(axes: Axes, part: Part, size: float) -> None:
     for each in part.scales:
         low, high = each.accuracy.low, each.accuracy.high
         if low is not None and high is not None:
-            axes.vlines(each.tokens, 100 * low, 100 * high, color=INK, lw=1)
+            axes.vlines(each.tokens, 100 * low, 100 * high, color=INK, lw=1, clip_on=False)
     axes.plot(
         [each.tokens for each in part.scales],
         [100 * each.accuracy.value for each in part.scales],
         "o",
         color=INK,
         ms=size,
+        clip_on=False,
     )
 
 

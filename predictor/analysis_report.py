@@ -181,8 +181,8 @@ def _lead_by_scale(analysis: Analysis) -> str:
     coarsest, finest = part.scales[0], part.scales[-1]
     if analysis.target == "agreement":
         return (
-            f"With {coarsest.scale} tokens, {coarsest.accuracy.value:.1%} of the questions get the "
-            f"answer that they get with {finest.scale}. That is what counts as right here."
+            f"With {_counted(coarsest.scale)}, {coarsest.accuracy.value:.1%} of the questions get "
+            f"the answer that they get with {finest.scale}. That is what counts as right here."
         )
     enough = next(each for each in part.scales if each.accuracy.value >= _best(part) - 0.01)
     said = (
@@ -191,6 +191,10 @@ def _lead_by_scale(analysis: Analysis) -> str:
     if enough.scale != finest.scale:
         said += f"; with {enough.scale} already {enough.accuracy.value:.1%}"
     return said + "."
+
+
+def _counted(tokens: int) -> str:
+    return "1 token" if tokens == 1 else f"{tokens} tokens"
 
 
 def _varied(analysis: Analysis) -> str:

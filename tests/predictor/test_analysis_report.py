@@ -170,7 +170,7 @@ def test_tables_at_the_edge_have_reports(samples: list[str], table: OutcomeTable
 
 def test_agreement_is_called_by_its_name(table: OutcomeTable) -> None:
     text = " ".join(Page(render(analyze(table, target="agreement"), PROVENANCE)).text.split())
-    assert "With 1 tokens, 50.0% of the questions get the answer that they get with 16." in text
+    assert "With 1 token, 50.0% of the questions get the answer that they get with 16." in text
     assert "The greedy answer equals that of the finest scale" in text
 
 
