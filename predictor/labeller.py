@@ -20,6 +20,7 @@ from m3_backend.preprocess import decode_image
 from m3_backend.runner import ModelRunner
 from m3_backend.scales import image_tokens
 from m3_backend.scoring import ScaleAnswer, Scorer
+from predictor import image_features
 from predictor.datasets import Row
 from predictor.features import image_vector
 from predictor.metrics import score
@@ -76,8 +77,13 @@ class Labeller:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of all that decides the answers beside pictures and questions."""
-        settings = [self.source.to_metadata(), str(self._checkpoint.dtype), self._max_tokens]
+        """SHA-256 of all that decides what is written, beside pictures and questions."""
+        settings = [
+            self.source.to_metadata(),
+            str(self._checkpoint.dtype),
+            self._max_tokens,
+            image_features.VERSION,
+        ]
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def outcomes(
