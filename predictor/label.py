@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -223,6 +224,7 @@ _of_this_process: list[Labeller] = []
 
 
 def _begin(setup: Setup, costs: CostModel) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: parts that were begun are finished
     use_threads(1)
     _of_this_process.append(Labeller(setup, costs))
 
