@@ -9,7 +9,7 @@ import re
 import shlex
 from pathlib import Path
 
-from deploy.config import Config
+from deploy.config import OPEN_TO_ALL, Config
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -19,6 +19,7 @@ def ready_message(config: Config, logs: Path | None) -> str:
     host = "127.0.0.1" if config.serve.host in ("0.0.0.0", "::") else config.serve.host
     url = f"http://{host}:{config.serve.port}"
     where = f"Logs while it runs: {logs}\n" if logs else ""
+    where += f"{OPEN_TO_ALL}\n" if config.is_open_to_all else ""
     return f"""
 m3-router is ready at {url} with {config.model.checkpoint}. Stop it with Ctrl-C.
 {where}Try it:

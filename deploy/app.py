@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from deploy.config import Config, load
+from deploy.config import OPEN_TO_ALL, Config, load
 from deploy.ingress import Ingress
 from deploy.replica import M3Replica
 
@@ -48,6 +48,8 @@ def build(args: ServeArgs) -> serve.Application:
             "cache.redis is 'private', but only `m3-router serve` starts one: features stay in "
             "each replica's memory. Name a URL to share them."
         )
+    if config.is_open_to_all:
+        logger.warning(OPEN_TO_ALL)
     return application(config)
 
 

@@ -20,6 +20,7 @@ import yaml
 from rich.console import Console
 
 from deploy.analyze import analyze
+from deploy.keys import app as keys
 from deploy.label import label
 from deploy.offline import evaluate, train_predictor
 from deploy.printing import print_decision, print_report, print_timings
@@ -159,8 +160,11 @@ def serve(
     )
     if settings.ray.address == "local":
         from deploy.predictors import load_predictor  # noqa: PLC0415 - loads LightGBM
+        from router.auth import open_keys  # noqa: PLC0415
 
-        load_predictor(settings)  # every ingress does, but a broken one can be told at once
+        # Every ingress does both, but what is broken can be told at once.
+        load_predictor(settings)
+        open_keys(settings.router.access)
     note(f"Starting m3-router with {settings.model.checkpoint} ...")
     serve_until_stopped(settings, say=lambda line: print(line, flush=True), verbose=verbose)
 
@@ -288,6 +292,7 @@ def version(as_json: AsJson = False) -> None:
 
 for command in (label, analyze, train_predictor, evaluate):
     app.command()(command)
+app.add_typer(keys, name="keys")
 
 
 if __name__ == "__main__":

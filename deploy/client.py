@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import mimetypes
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from m3_backend.errors import ServiceError
 
 PROBE_TIMEOUT_S = 3.0  # a busy service takes two to say that it is ready
 REQUEST_TIMEOUT_S = 300.0
+KEY_VARIABLE = "M3_ROUTER_API_KEY"
 
 
 def chat_body(
@@ -62,8 +64,12 @@ async def ready(url: str) -> bool:
 
 @asynccontextmanager
 async def connect(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a running service."""
-    async with httpx.AsyncClient(base_url=url, timeout=REQUEST_TIMEOUT_S) as client:
+    """A client of a running service, with the API key that the environment holds, if any."""
+    key = os.environ.get(KEY_VARIABLE)
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(
+        base_url=url, headers=headers, timeout=REQUEST_TIMEOUT_S
+    ) as client:
         yield client
 
 
@@ -76,6 +82,7 @@ async def in_process(config: Config) -> AsyncIterator[httpx.AsyncClient]:
     """
     from deploy.engines import EngineBackend, open_engine  # noqa: PLC0415 - loads torch
     from deploy.predictors import open_predictor  # noqa: PLC0415
+    from router.config import AccessConfig  # noqa: PLC0415
     from router.http import build_app  # noqa: PLC0415
     from router.service import RoutingService  # noqa: PLC0415
 
@@ -83,7 +90,9 @@ async def in_process(config: Config) -> AsyncIterator[httpx.AsyncClient]:
     try:
         backend = EngineBackend(engine)
         predictor = open_predictor(config, await backend.info())
-        service = RoutingService(backend, predictor, config.router)
+        # Whoever runs this process may use it: its keys are for those who come over the network.
+        settings = config.router.model_copy(update={"access": AccessConfig()})
+        service = RoutingService(backend, predictor, settings)
         transport = httpx.ASGITransport(build_app(service))
         async with httpx.AsyncClient(
             transport=transport, base_url="http://in-process", timeout=REQUEST_TIMEOUT_S

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,6 +27,10 @@ from pydantic import (
 from router.config import RouterConfig
 
 PACKAGED = Path(__file__).parent / "configs"
+OPEN_TO_ALL = (
+    "Everybody who reaches this port may use the service: no API keys are configured. "
+    "`m3-router keys new` makes one; router.access.keys names the file."
+)
 
 
 class ConfigError(ValueError):
@@ -229,6 +234,11 @@ class Config(Section):
         return self.router.request_timeout_s + 10
 
     @property
+    def is_open_to_all(self) -> bool:
+        """Whether others than this machine's users may use the service without a key."""
+        return self.router.access.keys == "none" and not _is_loopback(self.serve.host)
+
+    @property
     def redis_url(self) -> str | None:
         """The Redis that replicas share, if there is one. (A private one has its URL put here.)"""
         return None if self.cache.redis in ("private", "none") else self.cache.redis
@@ -271,6 +281,13 @@ def parse(content: Mapping[str, Any], source: str) -> Config:
     except ValidationError as error:
         lines = [f"{source}: {_explain(e['loc'], e['type'], e['msg'])}" for e in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _merge(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

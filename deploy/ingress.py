@@ -11,8 +11,9 @@ from ray.serve.handle import DeploymentHandle
 from deploy import logs
 from deploy.backend import HandleBackend
 from deploy.config import Config
-from deploy.metrics import AskReplicasFirst, ReplicaMetrics
+from deploy.metrics import ReplicaMetrics
 from deploy.predictors import open_predictor
+from router.access import Access
 from router.http import build_app
 from router.service import RoutingService
 from router.telemetry import Telemetry
@@ -30,14 +31,15 @@ class Ingress:
         """The app, once the model is there: only then can be seen whether an artefact fits it.
 
         Raises:
+            KeysError: configured API keys cannot be read; the replica does not start.
             ArtifactError: a configured artefact is missing, broken or made for another model; the
                 replica does not start.
         """
-        predictor = open_predictor(self._config, await self._backend.info())
-        service = RoutingService(self._backend, predictor, self._config.router)
+        config = self._config
+        access = Access.open(config.router.access, config.redis_url)
+        predictor = open_predictor(config, await self._backend.info())
+        service = RoutingService(self._backend, predictor, config.router)
         name = serve.get_replica_context().replica_id.unique_id
-        telemetry, replicas = Telemetry({"ingress": name}), ReplicaMetrics()
+        telemetry, replicas = Telemetry({"ingress": name}), ReplicaMetrics(self._backend.stats)
         telemetry.registry.register(replicas)
-        app = build_app(service, telemetry)
-        app.add_middleware(AskReplicasFirst, metrics=replicas, ask=self._backend.stats)
-        return app
+        return build_app(service, telemetry, access=access, before_scrape=replicas.refresh)

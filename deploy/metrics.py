@@ -8,13 +8,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from m3_backend.stats import EngineStats
 
 logger = logging.getLogger("m3_router.deploy")
 
-METRICS_PATH = "/metrics"
 ASK_TIMEOUT_S = 2.0
 
 GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
@@ -52,10 +50,23 @@ COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
 
 
 class ReplicaMetrics(Collector):
-    """The statistics of every replica when they were last asked for, labelled by replica."""
+    """The statistics of every replica when they were last asked for, labelled by replica.
 
-    def __init__(self) -> None:
+    Args:
+        ask: gives the statistics of every replica, by its name.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[Mapping[str, EngineStats]]]) -> None:
+        self._ask = ask
         self.latest: Mapping[str, EngineStats] = {}
+
+    async def refresh(self) -> None:
+        """Asks the replicas. Those that do not answer in time leave the last figures standing."""
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                self.latest = await self._ask()
+        except Exception as error:
+            logger.warning("replicas did not report their statistics: %r", error)
 
     def collect(self) -> Iterator[Metric]:
         for family, table in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
@@ -64,29 +75,3 @@ class ReplicaMetrics(Collector):
                 for replica, stats in self.latest.items():
                     metric.add_metric([replica], value(stats))
                 yield metric
-
-
-class AskReplicasFirst:
-    """Middleware: a scrape of the metrics asks the replicas before it is answered.
-
-    Replicas that do not answer in time leave the figures of the last scrape standing.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        metrics: ReplicaMetrics,
-        ask: Callable[[], Awaitable[Mapping[str, EngineStats]]],
-    ) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._ask = ask
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == METRICS_PATH:
-            try:
-                async with asyncio.timeout(ASK_TIMEOUT_S):
-                    self._metrics.latest = await self._ask()
-            except Exception as error:
-                logger.warning("replicas did not report their statistics: %r", error)
-        await self._app(scope, receive, send)

@@ -2,9 +2,60 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+import re
+from ipaddress import IPv4Network, IPv6Network
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MIB = 1024 * 1024
+HOST_ENTRY = re.compile(r"(\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*)(:[0-9]{1,5})?")
+ORIGIN = re.compile(r"\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?")
+
+
+class RemoteImageConfig(BaseModel):
+    """Which images are fetched from remote URLs: none, until a host is listed.
+
+    The addresses of a host are checked when it is resolved, and the connection goes to the address
+    that was checked; whatever is listed, nothing inside the operator's own network is reached
+    unless `networks` names it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Hosts to fetch from: `images.example.org`, `*.example.org` (any below it), "
+        "`*` (any); with `:port` where it is not the scheme's own.",
+    )
+    networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(),
+        description="Networks that are not public and may be reached all the same, such as "
+        "`10.20.0.0/16` of an internal store.",
+    )
+    allow_http: bool = Field(default=False, description="Also fetch without TLS.")
+    timeout_s: float = Field(
+        default=5.0, gt=0.0, description="For one image, from looking up its host to its last byte."
+    )
+    max_total_bytes: int = Field(
+        default=20 * MIB, gt=0, description="Bytes of all fetched images of a request."
+    )
+    max_concurrent: int = Field(
+        default=32, gt=0, description="Images being fetched at once; the others wait."
+    )
+    ca_file: str | None = Field(
+        default=None, description="Certificates to trust instead of the usual ones; a PEM file."
+    )
+
+    @field_validator("hosts")
+    @classmethod
+    def _entries(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in hosts:
+            if not HOST_ENTRY.fullmatch(entry):
+                raise ValueError(
+                    f"{entry!r} is no host; write images.example.org, *.example.org or "
+                    "store.internal:9000, in lower case and without a scheme"
+                )
+        return hosts
 
 
 class ImageLimits(BaseModel):
@@ -26,6 +77,53 @@ class ImageLimits(BaseModel):
     max_total_pixels: int = Field(
         default=100_000_000, gt=0, description="Width × height of all images of a conversation."
     )
+    remote: RemoteImageConfig = RemoteImageConfig()
+
+
+class AccessConfig(BaseModel):
+    """Who may use the service, and how much of it. The default asks nobody for a key.
+
+    Limits are per key and minute, counted in the cache's Redis for all ingress replicas together; a
+    key's own entry wins over them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keys: str = Field(
+        default="none",
+        description="Where the keys are: the path of a key file (`m3-router keys`), `env:NAME` for "
+        "an environment variable that holds `name=key` pairs, or `none`.",
+    )
+    requests_per_minute: int | None = Field(
+        default=None, gt=0, description="Requests of one key; unlimited if left out."
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        gt=0,
+        description="Work of one key: tokens of prompts, images included, and of answers.",
+    )
+    public_metrics: bool = Field(
+        default=False, description="Show `/metrics` without a key, though keys are configured."
+    )
+    cors_origins: tuple[str, ...] = Field(
+        default=(),
+        description="Origins whose pages may call the API from a browser, such as "
+        "`https://app.example.org`; `*` is any.",
+    )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; write https://app.example.org, or *")
+        return origins
+
+    @model_validator(mode="after")
+    def _limits_need_keys(self) -> AccessConfig:
+        if self.keys == "none" and (self.requests_per_minute or self.tokens_per_minute):
+            raise ValueError("limits per key need `keys`")
+        return self
 
 
 class RouterConfig(BaseModel):
@@ -35,6 +133,7 @@ class RouterConfig(BaseModel):
 
     max_body_bytes: int = Field(default=20 * MIB, gt=0, description="Bytes of one request body.")
     images: ImageLimits = ImageLimits()
+    access: AccessConfig = AccessConfig()
     max_regret: float = Field(
         default=0.05,
         ge=0.0,
@@ -46,6 +145,9 @@ class RouterConfig(BaseModel):
     )
     request_timeout_s: float = Field(
         default=120.0, gt=0.0, description="Deadline of a request, counted from its arrival."
+    )
+    max_route_batch: int = Field(
+        default=64, gt=0, description="Requests in one body of `/v1/route/batch`."
     )
     planning_threads: int = Field(
         default=2, gt=0, description="Threads that parse requests and predict, off the event loop."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -10,8 +10,8 @@ from m3_backend.errors import InvalidRequestError
 from m3_backend.messages import ImageInput, ImageSlot, Role, Turn
 from router.config import ImageLimits
 from router.errors import Code
-from router.images import read_image
-from router.schemas import Detail, ImagePart, Message, TextPart
+from router.images import is_remote, read_image
+from router.schemas import Detail, Message, TextPart
 
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -22,20 +22,25 @@ ROLES: dict[str, Role] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """An image part: its URL, its `detail`, and the request's field, for error messages."""
+
+    url: str
+    detail: Detail
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """What is asked.
 
     Args:
-        images: in the order in which they appear; `ImageSlot.index` in `turns` points into them.
-        details: the `detail` of each image.
-        params: the request field of each image, for error messages.
+        pictures: in the order in which they appear; `ImageSlot.index` in `turns` points into them.
         question: text of the last user turn, which the scales are chosen for.
     """
 
     turns: tuple[Turn, ...]
-    images: tuple[ImageInput, ...]
-    details: tuple[Detail, ...]
-    params: tuple[str, ...]
+    pictures: tuple[Picture, ...]
     question: str
 
     def text_bytes(self) -> int:
@@ -47,17 +52,19 @@ class Conversation:
             if isinstance(part, str)
         )
 
+    def remote(self) -> dict[str, str]:
+        """The URLs that would have to be fetched, each with the field that names it first."""
+        return {p.url: p.param for p in reversed(self.pictures) if is_remote(p.url)}
+
 
 def read_conversation(messages: Sequence[Message], limits: ImageLimits) -> Conversation:
-    """The conversation of a request, every image checked by its header.
+    """The conversation of a request, before anybody has looked at its images.
 
     Raises:
-        InvalidRequestError: `no_image`, `too_many_images`, `image_too_large` (all together),
-            `empty_question`, an image outside a user message, or a conversation that does not end
-            with the user.
-        InvalidImageError: see `read_image`.
+        InvalidRequestError: `no_image`, `too_many_images`, `empty_question`, an image outside a
+            user message, or a conversation that does not end with the user.
     """
-    pictures: list[tuple[ImagePart, str]] = []
+    pictures: list[Picture] = []
     turns: list[Turn] = []
     for index, message in enumerate(messages):
         pieces: list[str | ImageSlot] = []
@@ -69,7 +76,7 @@ def read_conversation(messages: Sequence[Message], limits: ImageLimits) -> Conve
             if message.role != "user":
                 raise InvalidRequestError("Only user messages may hold images.", param=name)
             pieces.append(ImageSlot(len(pictures)))
-            pictures.append((part, name))
+            pictures.append(Picture(part.image_url.url, part.image_url.detail, f"{name}.url"))
         turns.append(Turn(ROLES[message.role], tuple(pieces)))
 
     if not pictures:
@@ -84,8 +91,22 @@ def read_conversation(messages: Sequence[Message], limits: ImageLimits) -> Conve
             code=Code.TOO_MANY_IMAGES,
             param="messages",
         )
-    question = _question(turns)
-    images = tuple(read_image(part.image_url.url, limits, f"{name}.url") for part, name in pictures)
+    return Conversation(tuple(turns), tuple(pictures), _question(turns))
+
+
+def read_images(
+    conversation: Conversation, limits: ImageLimits, fetched: Mapping[str, bytes] | None = None
+) -> tuple[ImageInput, ...]:
+    """The images of a conversation in order, every one checked by its header.
+
+    Args:
+        fetched: what was found behind remote URLs; None where nothing is ever fetched.
+
+    Raises:
+        InvalidRequestError: `image_too_large` (all together), or see `read_image`.
+        InvalidImageError: see `read_image`.
+    """
+    images = tuple(read_image(p.url, limits, p.param, fetched) for p in conversation.pictures)
     pixels = sum(image.width * image.height for image in images)
     if pixels > limits.max_total_pixels:
         raise InvalidRequestError(
@@ -94,13 +115,7 @@ def read_conversation(messages: Sequence[Message], limits: ImageLimits) -> Conve
             code=Code.IMAGE_TOO_LARGE,
             param="messages",
         )
-    return Conversation(
-        turns=tuple(turns),
-        question=question,
-        images=images,
-        details=tuple(part.image_url.detail for part, _ in pictures),
-        params=tuple(f"{name}.url" for _, name in pictures),
-    )
+    return images
 
 
 def _question(turns: Sequence[Turn]) -> str:

@@ -1,9 +1,12 @@
 """From anything that goes wrong to one answer in OpenAI's error shape.
 
+Authorization header     ServiceError         invalid_api_key (401), operator_only (403)
+caller's limits          RateLimitError       rate_limit_exceeded (429)
 bytes → JSON             InvalidRequestError  invalid_json, request_too_large (413)
 JSON → ChatRequest       InvalidRequestError  invalid_request, unsupported_parameter
 parts → conversation     InvalidRequestError  no_image, empty_question, too_many_images,
                                               image_too_large, unsupported_image_format, …
+remote images            InvalidRequestError  invalid_image_url, remote_image_forbidden, …
 names and limits         InvalidRequestError  invalid_scale, conflicting_limits,
                                               model_not_found (404)
 predictor and replica    ServiceError         as they raise it, see m3_backend.errors
@@ -34,12 +37,19 @@ class Code(StrEnum):
     TOO_MANY_IMAGES = "too_many_images"
     EMPTY_QUESTION = "empty_question"
     REMOTE_IMAGES_DISABLED = "remote_images_disabled"
+    INVALID_IMAGE_URL = "invalid_image_url"
+    REMOTE_IMAGE_FORBIDDEN = "remote_image_forbidden"
+    REMOTE_IMAGE_UNAVAILABLE = "remote_image_unavailable"
+    REMOTE_IMAGE_TIMEOUT = "remote_image_timeout"
     IMAGE_TOO_LARGE = "image_too_large"
     REQUEST_TOO_LARGE = "request_too_large"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     CLIENT_CLOSED_REQUEST = "client_closed_request"
     NOT_READY = "not_ready"
+    INVALID_API_KEY = "invalid_api_key"
+    OPERATOR_ONLY = "operator_only"
+    RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
 
 
 class UnknownModelError(InvalidRequestError):
@@ -50,6 +60,30 @@ class UnknownModelError(InvalidRequestError):
         super().__init__(
             f"There is no model {model!r}; use one of {', '.join(valid)}.", param="model"
         )
+
+
+class InvalidKeyError(ServiceError):
+    """No API key, or one that is not known."""
+
+    default_status = 401
+    default_code = Code.INVALID_API_KEY
+
+
+class OperatorOnlyError(ServiceError):
+    """A key that may see its own requests only, at a path that shows everybody's."""
+
+    default_status = 403
+    default_code = Code.OPERATOR_ONLY
+
+    def __init__(self) -> None:
+        super().__init__("This path is for API keys with `operator: true`.")
+
+
+class RateLimitError(ServiceError):
+    """A limit of this very API key. Without `retry_after_s` the request will never fit."""
+
+    default_status = 429
+    default_code = Code.RATE_LIMIT_EXCEEDED
 
 
 class ClientClosedRequestError(ServiceError):
@@ -99,6 +133,12 @@ def from_validation(error: ValidationError, document: object) -> InvalidRequestE
             f"{param!r} is not supported; leave it out.",
             code=Code.UNSUPPORTED_PARAMETER,
             param=param,
+        )
+    if first["type"] == "union_tag_invalid":  # input_audio, file, refusal, …
+        return InvalidRequestError(
+            "Content parts of this type are not supported; use 'text' and 'image_url'.",
+            code=Code.UNSUPPORTED_PARAMETER,
+            param=f"{param}.type",
         )
     if not param:
         return InvalidRequestError("The request body must be a JSON object.")

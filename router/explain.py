@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from m3_backend.messages import Finished, Started
 from router.policy import Decision
@@ -19,6 +19,7 @@ def explain(
     request_id: str,
     predictor: str | None,
     routing_ms: float,
+    degraded: Sequence[str] = (),
     started: Started | None = None,
     finished: Finished | None = None,
 ) -> Explanation:
@@ -33,11 +34,11 @@ def explain(
         predictor=predictor,
         cost_ms=decision.cost_ms,
         routing_ms=routing_ms,
+        degraded=list(degraded),
         notes=[note.value for note in decision.notes],
     )
     if started is not None:
         explanation.cache = list(started.cache)
-        explanation.degraded = list(started.degraded)
     if started is not None and finished is not None:
         explanation.timings_ms = Timings(
             queue=started.queue_ms,

@@ -9,60 +9,108 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar, cast
 from uuid import uuid4
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_backend.errors import InvalidRequestError, ServiceError
+from router.access import Access, error_headers
+from router.config import AccessConfig
 from router.errors import ClientClosedRequestError, Code, UnknownModelError, error_body
 from router.explain import REQUEST_ID_HEADER, headers
 from router.policy import model_names
-from router.responses import completion, explanation, route, server_sent_events
-from router.schemas import ChatCompletion, ChatRequest, ModelCard, ModelList, Route
+from router.responses import completion, explanation, route, routes, server_sent_events
+from router.schemas import (
+    ChatCompletion,
+    ChatRequest,
+    ModelCard,
+    ModelList,
+    Route,
+    RouteBatch,
+    RouteList,
+)
 from router.service import Answer, RoutingService
 from router.telemetry import Telemetry, Trace
 
 T = TypeVar("T")
 READY_TIMEOUT_S = 5.0
+METRICS = "/metrics"
+OPEN_PATHS = {"/healthz", "/readyz"}  # for those who keep the service alive: no key is asked for
+OPERATORS_PATHS = {METRICS}  # what concerns all callers
 OWNER = "m3-router"
-CHAT_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}},
-    }
-}
+
+
+def _body_of(schema: str) -> dict[str, Any]:
+    """A request body for the OpenAPI document; the service parses it by itself."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+CHAT_BODY, BATCH_BODY = _body_of("ChatRequest"), _body_of("RouteBatch")
 
 
 def build_app(
     service: RoutingService,
     telemetry: Telemetry | None = None,
     *,
+    access: Access | None = None,
+    before_scrape: Callable[[], Awaitable[None]] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
-    """The HTTP application. Closes `service` when it shuts down.
+    """The HTTP application. Closes `service` and `access` when it shuts down.
 
     Args:
         telemetry: shared with whoever adds metrics of their own.
+        access: who is let in; None takes what `service` is configured with, and counts limits in
+            this process alone.
+        before_scrape: called when somebody may see the metrics, before they are collected.
         clock: Unix time in seconds, for `created`.
     """
     telemetry = telemetry or Telemetry()
-    born = int(clock())
+    rules = service.config.access
+    access = access or Access.open(rules)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         service.close()
+        await access.close()
 
-    app = FastAPI(title="m3-router", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="m3-router",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(_Gate(access, rules))],
+    )
     app.add_middleware(_Tracing, telemetry=telemetry)
+    if rules.cors_origins:  # outside everything else, so that pages can read errors too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=rules.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
     for kind in (ServiceError, HTTPException):
         app.add_exception_handler(kind, _on_error)
+
+    _add_api(app, service, clock)
+    _add_operations(app, service, telemetry, before_scrape)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+def _add_api(app: FastAPI, service: RoutingService, clock: Callable[[], float]) -> None:
+    """What OpenAI's clients use, and `/v1/route`."""
+    born = int(clock())
 
     @app.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=CHAT_BODY)
     async def chat_completions(request: Request) -> Response:
@@ -90,6 +138,14 @@ def build_app(
         explained = route(plan, trace)
         return _json(explained, headers(explained.m3))
 
+    @app.post("/v1/route/batch", response_model=RouteList, openapi_extra=BATCH_BODY)
+    async def explain_routes(request: Request) -> Response:
+        """Decides on many chat requests and explains the decisions, without answering."""
+        trace = _trace(request)
+        body = await read_body(request, service.config.max_body_bytes)
+        plans = await until_disconnect(request.receive, service.plan_batch(body, trace))
+        return _json(routes(plans, trace))
+
     @app.get("/v1/models", response_model=ModelList)
     async def models() -> Response:
         """What callers may put into `model`."""
@@ -102,6 +158,15 @@ def build_app(
         if model not in names:
             raise UnknownModelError(model, names)
         return _json(_card(model, born))
+
+
+def _add_operations(
+    app: FastAPI,
+    service: RoutingService,
+    telemetry: Telemetry,
+    before_scrape: Callable[[], Awaitable[None]] | None,
+) -> None:
+    """Probes and metrics, for those who run the service."""
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -128,13 +193,31 @@ def build_app(
             "predictor": service.predictor_version,
         }
 
-    @app.get("/metrics", response_class=Response)
+    @app.get(METRICS, response_class=Response)
     async def metrics() -> Response:
         """Prometheus metrics of this process."""
+        if before_scrape is not None:
+            await before_scrape()
         return Response(telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
-    return app
+
+class _Gate:
+    """In front of every route: who asks, and whether one more request is within their limits."""
+
+    def __init__(self, access: Access, rules: AccessConfig) -> None:
+        self._access = access
+        self._open = OPEN_PATHS | ({METRICS} if rules.public_metrics else set())
+
+    async def __call__(self, request: Request) -> None:
+        path = request.scope["route"].path
+        if path in self._open:
+            return
+        trace = _trace(request)
+        trace.caller = await self._access.admit(request.headers.get("authorization"))
+        if path in OPERATORS_PATHS:
+            trace.caller.require_operator()
+        if request.method == "POST":
+            await trace.caller.take_requests()
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -240,8 +323,10 @@ class _Tracing:
             nonlocal responding
             if message["type"] == "http.response.start":
                 responding = True
-                header = (REQUEST_ID_HEADER.encode(), trace.request_id.encode())
-                message = {**message, "headers": [*message["headers"], header]}
+                named_by = dict.fromkeys((REQUEST_ID_HEADER, "x-request-id"), trace.request_id)
+                fields = named_by | trace.caller.headers()
+                added = [(name.encode(), value.encode()) for name, value in fields.items()]
+                message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
         self._telemetry.begin()
@@ -265,10 +350,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 def _error_response(error: ServiceError) -> Response:
-    extra = {}
-    if error.retry_after_s is not None:
-        extra["retry-after"] = str(max(1, round(error.retry_after_s)))
-    return JSONResponse(error_body(error), error.status, extra)
+    return JSONResponse(error_body(error), error.status, error_headers(error))
 
 
 def _trace(request: Request) -> Trace:
@@ -287,7 +369,12 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's document plus the request body, which the service parses by itself."""
     document = get_openapi(title=app.title, version="1", routes=app.routes)
     _, schemas = models_json_schema(
-        [(ChatRequest, "validation")], ref_template="#/components/schemas/{model}"
+        [(ChatRequest, "validation"), (RouteBatch, "validation")],
+        ref_template="#/components/schemas/{model}",
     )
+    chats = {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/ChatRequest"}}
+    schemas["$defs"]["RouteBatch"]["properties"]["requests"] = chats
     document["components"]["schemas"] |= schemas["$defs"]
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{}, {"key": []}]  # only where keys are configured
     return document

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Sequence
 
+from m3_backend.errors import ServiceError
 from m3_backend.messages import Delta, Finished, Started, TokenLogprob
 from router.errors import error_body
 from router.explain import explain
@@ -21,6 +22,8 @@ from router.schemas import (
     PromptTokensDetails,
     Route,
     RoutedImage,
+    RouteError,
+    RouteList,
     ScaleOption,
     TopLogprob,
     Usage,
@@ -57,6 +60,18 @@ def route(plan: Plan, trace: Trace) -> Route:
     return Route(model=plan.chat.model, images=images, m3=explanation(plan, trace))
 
 
+def routes(plans: Sequence[Plan | ServiceError], trace: Trace) -> RouteList:
+    """Body of `/v1/route/batch`; what is wrong with one request is no fault of the others."""
+    return RouteList(
+        data=[
+            route(plan, trace)
+            if isinstance(plan, Plan)
+            else RouteError(error=error_body(plan)["error"])
+            for plan in plans
+        ]
+    )
+
+
 def explanation(plan: Plan, trace: Trace) -> Explanation:
     """The decision, with whatever the replica has reported so far."""
     return explain(
@@ -64,6 +79,7 @@ def explanation(plan: Plan, trace: Trace) -> Explanation:
         request_id=trace.request_id,
         predictor=plan.predictor,
         routing_ms=(trace.routing_s or 0.0) * 1000,
+        degraded=trace.degraded,
         started=trace.started,
         finished=trace.finished,
     )

@@ -18,23 +18,39 @@ from router.errors import Code, from_validation
 Detail = Literal["auto", "low", "high"]
 MOST_TOKENS = 2**31 - 1  # more than any context; what an engine counts with stays in its range
 
+# Options of OpenAI's API that change no answer, and mean nothing here: notes to the provider, and
+# hints to caches that are not ours. Accepted whatever they say, and neither used nor stored.
+IGNORED = frozenset(
+    (
+        *("metadata", "safety_identifier", "parallel_tool_calls"),
+        *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+    )
+)
+IGNORED_OF_PART = frozenset({"prompt_cache_breakpoint"})
+
 # Options of OpenAI's API that this service does not have, with the values that ask for nothing.
 # Clients send these by default; any other value is refused.
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
+    "audio": (None,),
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
+    "function_call": (None, "none", "auto"),
+    "functions": (None, []),
     "logit_bias": (None, {}),
-    "metadata": (None, {}),
     "modalities": (None, ["text"]),
-    "parallel_tool_calls": (None,),
-    "reasoning_effort": (None,),
+    "moderation": (None,),
+    "prediction": (None,),
+    "reasoning_effort": (None, "none"),
     "response_format": (None, {"type": "text"}),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
+    "verbosity": (None, "medium"),
+    "web_search_options": (None,),
 }
+NEUTRAL_VALUES_OF_STREAM: dict[str, tuple[Any, ...]] = {"include_obfuscation": (None, False)}
 
 # The same inside a message. OpenAI's clients send an answer back whole when a conversation goes on.
 NEUTRAL_VALUES_OF_MESSAGE: dict[str, tuple[Any, ...]] = {
@@ -153,22 +169,28 @@ class ChatRequest(Request):
         )
 
 
+class RouteBatch(Request):
+    """Body of `POST /v1/route/batch`: chat requests, each as `POST /v1/route` takes it."""
+
+    requests: list[Any] = Field(min_length=1)
+
+
 def parse_chat_request(body: bytes) -> ChatRequest:
     """The request in `body`.
 
     Raises:
         InvalidRequestError: `invalid_json`, `unsupported_parameter` or `invalid_request`.
     """
-    try:
-        document = from_json(body, allow_inf_nan=False)
-    except ValueError:
-        raise InvalidRequestError(
-            "The request body is not valid JSON.", code=Code.INVALID_JSON
-        ) from None
-    document = _without_neutral(document, NEUTRAL_VALUES)
-    if isinstance(document, dict) and isinstance(document.get("messages"), list):
-        messages = document["messages"]
-        document["messages"] = [_without_neutral(m, NEUTRAL_VALUES_OF_MESSAGE) for m in messages]
+    return chat_request(_parse_json(body))
+
+
+def chat_request(document: Any) -> ChatRequest:
+    """The request that a JSON document is.
+
+    Raises:
+        InvalidRequestError: `unsupported_parameter` or `invalid_request`.
+    """
+    document = _tidy(document)
     try:
         request = ChatRequest.model_validate(document)
     except ValidationError as error:
@@ -177,13 +199,74 @@ def parse_chat_request(body: bytes) -> ChatRequest:
     return request
 
 
-def _without_neutral(document: Any, neutral: Mapping[str, tuple[Any, ...]]) -> Any:
+def parse_batch(body: bytes, most: int) -> list[Any]:
+    """The documents of a batch, each still to be read by `chat_request`.
+
+    Raises:
+        InvalidRequestError: `invalid_json`, `unsupported_parameter` or `invalid_request`.
+    """
+    document = _parse_json(body)
+    try:
+        requests = RouteBatch.model_validate(document).requests
+    except ValidationError as error:
+        raise from_validation(error, document) from None
+    if len(requests) > most:
+        raise InvalidRequestError(
+            f"The batch has {len(requests)} requests; at most {most} are allowed.", param="requests"
+        )
+    return requests
+
+
+def _parse_json(body: bytes) -> Any:
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError:
+        raise InvalidRequestError(
+            "The request body is not valid JSON.", code=Code.INVALID_JSON
+        ) from None
+
+
+def _tidy(document: Any) -> Any:
+    """A copy of the body without what asks for nothing, at all its levels."""
+    document = _without(document, NEUTRAL_VALUES, IGNORED)
+    if not isinstance(document, dict):
+        return document
+    if "stream_options" in document:
+        options = document["stream_options"]
+        document["stream_options"] = _without(options, NEUTRAL_VALUES_OF_STREAM)
+    if isinstance(messages := document.get("messages"), list):
+        document["messages"] = [_tidy_message(message) for message in messages]
+    return document
+
+
+def _tidy_message(message: Any) -> Any:
+    message = _without(message, NEUTRAL_VALUES_OF_MESSAGE)
+    if isinstance(message, dict) and isinstance(content := message.get("content"), list):
+        message["content"] = [_without(part, {}, IGNORED_OF_PART) for part in content]
+    return message
+
+
+def _without(
+    document: Any,
+    neutral: Mapping[str, tuple[Any, ...]],
+    ignored: frozenset[str] = frozenset(),
+) -> Any:
     """A copy of an object without the options that ask for nothing; anything else as it is."""
     if not isinstance(document, dict):
         return document
     return {
-        k: v for k, v in document.items() if all(v != nothing for nothing in neutral.get(k, ()))
+        key: value
+        for key, value in document.items()
+        if key not in ignored and not _is_one_of(value, neutral.get(key, ()))
     }
+
+
+def _is_one_of(value: Any, neutral: tuple[Any, ...]) -> bool:
+    """Whether it equals one of them and is of its kind: True is not 1, and False is not 0."""
+    return any(
+        value == nothing and isinstance(value, bool) is isinstance(nothing, bool)
+        for nothing in neutral
+    )
 
 
 def _check_combinations(request: ChatRequest) -> None:
@@ -339,6 +422,19 @@ class Route(BaseModel):
     model: str
     images: list[RoutedImage]
     m3: Explanation
+
+
+class RouteError(BaseModel):
+    """What is wrong with one request of a batch, in the usual shape."""
+
+    error: dict[str, str | None]
+
+
+class RouteList(BaseModel):
+    """Answer of `POST /v1/route/batch`, in the order of the requests."""
+
+    object: Literal["list"] = "list"
+    data: list[Route | RouteError]
 
 
 class ModelCard(BaseModel):

@@ -1,15 +1,27 @@
-"""The whole story of a request: parse → look at the images → predict → decide → hand over."""
+"""The whole story of a request: parse → look at the images → predict → decide → hand over.
+
+Before it the caller was let in (router/access.py); what the request may use is reserved between the
+decision and the hand-over, and settled when the answer ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, TypeVar
 
-from m3_backend.errors import BackendError, DeadlineExceededError, InvalidImageError
+from m3_backend.errors import (
+    BackendError,
+    DeadlineExceededError,
+    InvalidImageError,
+    ServiceError,
+)
 from m3_backend.messages import (
     Delta,
     Event,
@@ -20,12 +32,17 @@ from m3_backend.messages import (
     Started,
 )
 from m3_backend.scales import image_tokens
+from router.access import Caller
 from router.config import RouterConfig
-from router.conversation import Conversation, read_conversation
-from router.policy import Decision, ImageCase, decide, limits_of
+from router.conversation import Conversation, read_conversation, read_images
+from router.policy import Decision, ImageCase, Limits, decide, limits_of
 from router.ports import BackendPort, PredictorPort
-from router.schemas import ChatRequest, parse_chat_request
+from router.remote_images import ImageFetcher
+from router.schemas import ChatRequest, chat_request, parse_batch, parse_chat_request
 from router.telemetry import Trace
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # The router has no tokenizer. Text costs the same at every scale, so a rough count shifts all
 # estimates alike; four bytes a token is what English text comes to.
@@ -35,11 +52,22 @@ ANSWER_ROOM = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that was understood, before anybody has looked at its images."""
+
+    chat: ChatRequest
+    limits: Limits
+    conversation: Conversation
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """A request that was understood and decided on, before any replica has seen it.
+    """A request that was decided on, before any replica has seen it.
 
     Args:
+        salt: of the caller's caches.
         cases: what the decision was made from, one per image.
+        text_tokens: of the prompt without its images, roughly.
         cost_ms: estimated replica time to the first token, features not cached, given the image
             tokens of all images together.
         predictor: version of the predictor, or None.
@@ -47,8 +75,11 @@ class Plan:
 
     chat: ChatRequest
     conversation: Conversation
+    images: tuple[ImageInput, ...]
+    salt: str
     cases: tuple[ImageCase, ...]
     decision: Decision
+    text_tokens: int
     cost_ms: Callable[[int], float]
     info: ModelInfo
     predictor: str | None
@@ -82,6 +113,7 @@ class RoutingService:
 
     Args:
         predictor: None is a legitimate state of a new checkpoint: every image at its finest scale.
+        fetcher: of images behind remote URLs; None takes the configured one.
         clock: Unix time in seconds, for deadlines.
     """
 
@@ -91,12 +123,17 @@ class RoutingService:
         predictor: PredictorPort | None,
         config: RouterConfig,
         *,
+        fetcher: ImageFetcher | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
         self._backend = backend
         self._predictor = predictor
         self._clock = clock
+        remote = config.images.remote
+        if fetcher is None and remote.hosts:
+            fetcher = ImageFetcher(remote, config.images.max_bytes)
+        self._fetcher = fetcher
         self._threads = ThreadPoolExecutor(config.planning_threads, thread_name_prefix="plan")
 
     @property
@@ -119,9 +156,10 @@ class RoutingService:
             ServiceError: whatever is wrong with the request, or went wrong on its way.
         """
         deadline = self._clock() + self.config.request_timeout_s
-        plan = await self.plan(body, trace)
+        plan = await self.plan(body, trace, deadline)
+        charge = await trace.caller.take_tokens(self._most_tokens(plan))
         request = self._generation_request(plan, trace.request_id, deadline)
-        events = self._until(deadline, self._backend.generate(request))
+        events = charge.settled_by(self._until(deadline, self._backend.generate(request)))
         try:
             started = await anext(events, None)
             if not isinstance(started, Started):
@@ -132,19 +170,52 @@ class RoutingService:
         trace.saw(started)
         return Answer(plan, started, events, trace)
 
-    async def plan(self, body: bytes, trace: Trace) -> Plan:
+    async def plan(self, body: bytes, trace: Trace, deadline: float | None = None) -> Plan:
         """Understands the request and decides on it, without running the model.
 
         Raises:
             ServiceError: whatever is wrong with the request.
         """
         info = await self._backend.info()
-        loop = asyncio.get_running_loop()
         began_s = trace.elapsed_s()
-        plan = await loop.run_in_executor(self._threads, self._plan, body, info)
+        plan = await self._understand(partial(parse_chat_request, body), info, trace, deadline)
         trace.stream = bool(plan.chat.stream)
         trace.decision, trace.predictor = plan.decision, plan.predictor
-        trace.routing_s = trace.elapsed_s() - began_s
+        trace.routing_s = trace.elapsed_s() - began_s - trace.fetch_s
+        return plan
+
+    async def plan_batch(self, body: bytes, trace: Trace) -> list[Plan | ServiceError]:
+        """The same for many requests, one after the other: others are waiting too.
+
+        Raises:
+            ServiceError: whatever is wrong with the batch as a whole.
+        """
+        info = await self._backend.info()
+        began_s = trace.elapsed_s()
+        documents = await self._off_loop(parse_batch, body, self.config.max_route_batch)
+        await trace.caller.take_requests(len(documents) - 1)
+        plans: list[Plan | ServiceError] = []
+        for index, document in enumerate(documents):
+            try:
+                plans.append(await self._understand(partial(chat_request, document), info, trace))
+            except ServiceError as error:
+                error.param = f"requests[{index}]" + (f".{error.param}" if error.param else "")
+                plans.append(error)
+        trace.routing_s = trace.elapsed_s() - began_s - trace.fetch_s
+        return plans
+
+    async def _understand(
+        self,
+        read: Callable[[], ChatRequest],
+        info: ModelInfo,
+        trace: Trace,
+        deadline: float | None = None,
+    ) -> Plan:
+        """A decided plan, on planning threads but for what has to be fetched."""
+        plan = await self._off_loop(self._plan, read, info, trace.caller)
+        if isinstance(plan, Asked):
+            fetched = await self._fetch(plan.conversation, trace, deadline)
+            plan = await self._off_loop(self._decide, plan, info, trace.caller, fetched)
         return plan
 
     def close(self) -> None:
@@ -176,26 +247,70 @@ class RoutingService:
                     return
                 yield event
 
-    def _plan(self, body: bytes, info: ModelInfo) -> Plan:
-        """All CPU work of routing in one go, on one thread."""
-        chat = parse_chat_request(body)
+    async def _off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """CPU work on a planning thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
+
+    async def _fetch(
+        self, conversation: Conversation, trace: Trace, deadline: float | None
+    ) -> dict[str, bytes]:
+        """What is behind the remote URLs; nothing but this request waits for it."""
+        assert self._fetcher is not None
+        left_s = math.inf if deadline is None else deadline - self._clock()
+        began_s = trace.elapsed_s()
+        try:
+            return await self._fetcher.fetch(conversation.remote(), left_s)
+        finally:
+            trace.fetch_s += trace.elapsed_s() - began_s
+
+    def _plan(
+        self, read: Callable[[], ChatRequest], info: ModelInfo, caller: Caller
+    ) -> Plan | Asked:
+        """All CPU work of routing in one go, on one thread; half of it if something has to be
+        fetched in between.
+        """
+        chat = read()
         limits = limits_of(chat.model, chat.m3, info.ladder, self.config.max_regret)
-        conversation = read_conversation(chat.messages, self.config.images)
+        asked = Asked(chat, limits, read_conversation(chat.messages, self.config.images))
+        if self._fetcher is not None and asked.conversation.remote():
+            return asked
+        return self._decide(asked, info, caller)
+
+    def _decide(
+        self,
+        asked: Asked,
+        info: ModelInfo,
+        caller: Caller,
+        fetched: Mapping[str, bytes] | None = None,
+    ) -> Plan:
+        chat, conversation = asked.chat, asked.conversation
+        images = read_images(conversation, self.config.images, fetched)
+        salt = caller.cache_salt(chat.m3.cache_salt)
         cases = tuple(
             ImageCase(
                 tokens=_tokens_per_scale(info, image),
-                p_success=self._predict(image, conversation.question, chat.m3.cache_salt, param),
-                detail=detail,
+                p_success=self._predict(image, conversation.question, salt, picture.param),
+                detail=picture.detail,
             )
-            for image, detail, param in zip(
-                conversation.images, conversation.details, conversation.params, strict=True
-            )
+            for image, picture in zip(images, conversation.pictures, strict=True)
         )
         text_tokens = conversation.text_bytes() // TEXT_BYTES_PER_TOKEN
-        cost_ms = _cost_of(info, text_tokens, len(conversation.images))
+        cost_ms = _cost_of(info, text_tokens, len(images))
         image_room = info.max_context - text_tokens - ANSWER_ROOM
-        decision = decide(cases, info.ladder, limits, self._threshold, cost_ms, image_room)
-        return Plan(chat, conversation, cases, decision, cost_ms, info, self.predictor_version)
+        decision = decide(cases, info.ladder, asked.limits, self._threshold, cost_ms, image_room)
+        return Plan(
+            chat,
+            conversation,
+            images,
+            salt,
+            cases,
+            decision,
+            text_tokens,
+            cost_ms,
+            info,
+            self.predictor_version,
+        )
 
     def _predict(
         self, image: ImageInput, question: str, salt: str, param: str
@@ -210,16 +325,22 @@ class RoutingService:
     def _threshold(self, max_regret: float) -> float | None:
         return None if self._predictor is None else self._predictor.threshold(max_regret)
 
+    def _most_tokens(self, plan: Plan) -> int:
+        """What the request may take: its prompt, as estimated, and the longest answer."""
+        prompt = plan.text_tokens + sum(image.tokens for image in plan.decision.images)
+        answer = plan.chat.sampling(self.config.max_tokens).max_tokens or self.config.max_tokens
+        return prompt + max(0, min(answer, plan.info.max_context - prompt))
+
     def _generation_request(
         self, plan: Plan, request_id: str, deadline: float
     ) -> GenerationRequest:
         return GenerationRequest(
             request_id=request_id,
             turns=plan.conversation.turns,
-            images=plan.conversation.images,
+            images=plan.images,
             scales=plan.decision.scales,
             sampling=plan.chat.sampling(self.config.max_tokens),
-            cache_salt=plan.chat.m3.cache_salt,
+            cache_salt=plan.salt,
             deadline=deadline,
         )
 

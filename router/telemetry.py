@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from m3_backend.errors import ServiceError
 from m3_backend.messages import Delta, Event, Finished, Started
+from router.access import ANYBODY, Caller
 from router.errors import translate
 from router.policy import Decision
 
@@ -37,12 +38,14 @@ LATENCY_BUCKETS_S = (
 
 @dataclass
 class Trace:
-    """What happened to one HTTP request, filled in along its way.
+    """Who sent one HTTP request and what happened to it, filled in along its way.
 
-    Times are seconds on the injected monotonic timer.
+    Times are seconds on the injected monotonic timer. `routing_s` is the router's own work, so
+    without `fetch_s`, which is spent on remote images.
     """
 
     request_id: str
+    caller: Caller = ANYBODY
     timer: Callable[[], float] = perf_counter
     endpoint: str = UNROUTED
     status: int = 200
@@ -51,6 +54,7 @@ class Trace:
     decision: Decision | None = None
     predictor: str | None = None
     routing_s: float | None = None
+    fetch_s: float = 0.0
     started: Started | None = None
     ttft_s: float | None = None
     finished: Finished | None = None
@@ -58,6 +62,12 @@ class Trace:
 
     def __post_init__(self) -> None:
         self.arrived = self.timer()
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """Parts that were down and done without, here or on the replica."""
+        started = () if self.started is None else self.started.degraded
+        return tuple(dict.fromkeys((*self.caller.degraded, *started)))
 
     def elapsed_s(self) -> float:
         return self.timer() - self.arrived
@@ -146,6 +156,12 @@ class Telemetry:
             buckets=ROUTING_BUCKETS_S,
             registry=own,
         )
+        self._fetching = Histogram(
+            "m3_image_fetch_seconds",
+            "Fetching the remote images of a request, successful or not.",
+            buckets=LATENCY_BUCKETS_S,
+            registry=own,
+        )
         self._ttft = Histogram(
             "m3_time_to_first_token_seconds",
             "From a request's arrival to its first token.",
@@ -188,13 +204,15 @@ class Telemetry:
                 self._decisions.labels(trace.endpoint, image.scale, image.reason.value).inc()
         if trace.routing_s is not None:
             self._routing.observe(trace.routing_s)
+        if trace.fetch_s:
+            self._fetching.observe(trace.fetch_s)
         if trace.started is not None:
             self._tokens.labels("prompt").inc(trace.started.prompt_tokens)
             self._tokens.labels("image").inc(sum(trace.started.image_tokens))
             for level in trace.started.cache:
                 self._cache.labels(level).inc()
-            for part in trace.started.degraded:
-                self._degraded.labels(part).inc()
+        for part in trace.degraded:
+            self._degraded.labels(part).inc()
         if trace.ttft_s is not None:
             self._ttft.observe(trace.ttft_s)
         if trace.finished is not None:
@@ -211,6 +229,10 @@ def _line(trace: Trace) -> str:
         "stream": trace.stream,
         "total_ms": _ms(trace.elapsed_s()),
     }
+    if trace.caller.name is not None:
+        fields["key"] = trace.caller.name
+    if trace.fetch_s:
+        fields["image_fetch_ms"] = _ms(trace.fetch_s)
     if trace.decision is not None:
         fields |= {
             "scale": list(trace.decision.scales),
@@ -225,7 +247,7 @@ def _line(trace: Trace) -> str:
     if trace.started is not None:
         fields |= {
             "cache": trace.started.cache,
-            "degraded": trace.started.degraded,
+            "degraded": trace.degraded,
             "replica": trace.started.replica,
             "prompt_tokens": trace.started.prompt_tokens,
             "image_tokens": sum(trace.started.image_tokens),

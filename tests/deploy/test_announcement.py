@@ -19,6 +19,14 @@ def test_the_ready_message_names_an_address_that_can_be_reached() -> None:
     assert message.count("http://127.0.0.1:8123") == 2
 
 
+def test_a_door_that_is_open_to_the_network_is_told() -> None:
+    network = {"serve.host": "0.0.0.0"}
+    assert "no API keys" in ready_message(load("local.yaml", network), None)
+    guarded = network | {"router.access.keys": "keys.yaml"}
+    assert "no API keys" not in ready_message(load("local.yaml", guarded), None)
+    assert "no API keys" not in ready_message(load("local.yaml"), None)
+
+
 def test_the_request_to_copy_is_valid_for_a_plain_shell(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

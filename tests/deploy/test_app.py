@@ -84,6 +84,15 @@ def test_nobody_starts_a_private_redis_for_the_builder(caplog: pytest.LogCapture
     assert "cache.redis is 'private'" in caplog.text
 
 
+def test_a_door_that_is_open_to_the_network_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    changes = {"cache.redis": "none", "serve.host": "0.0.0.0"}
+    with caplog.at_level(logging.WARNING, "m3_router.deploy"):
+        build(ServeArgs(config=load("local.yaml", changes | {"router.access.keys": "keys.yaml"})))
+        assert not caplog.records
+        build(ServeArgs(config=load("local.yaml", changes)))
+    assert "no API keys are configured" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["local", "gpu"])
 def test_serve_config_files_say_the_same_as_ours(name: str) -> None:
     content = yaml.safe_load((PACKAGED / f"serve-{name}.yaml").read_text())

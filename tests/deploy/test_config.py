@@ -65,6 +65,11 @@ def test_changes_win_over_the_file_and_leave_the_rest(tmp_path: Path) -> None:
             "serve.replica.max_queued_requests: ",
         ),
         ("serve: {replica: {replicas: 6}}", "must be above 256"),
+        ("router: {access: {requests_per_minute: 6}}", "router.access: limits per key need `keys`"),
+        ("router: {access: {cors_origins: [example.org]}}", "router.access.cors_origins: 'example"),
+        ("router: {images: {remote: {hosts: ['https://a.org/']}}}", "is no host; write images.exa"),
+        ("router: {images: {remote: {hosts: [A.org]}}}", "is no host"),
+        ("router: {images: {remote: {networks: [10.0.0.1/8]}}}", "router.images.remote.networks"),
         ("serve: [", "not valid YAML"),
         ("- a\n- list", "expected sections"),
     ],
@@ -103,6 +108,24 @@ def test_threads_follow_the_reserved_cpus() -> None:
     assert load("local.yaml", changes).threads == 4
     assert load("local.yaml", {**changes, "model.threads": 2}).threads == 2
     assert load("local.yaml", {"serve.replica.num_cpus": 0.5}).threads == 1
+
+
+def test_who_is_let_in_without_a_key() -> None:
+    assert not Config().is_open_to_all
+    for host in ("0.0.0.0", "::", "10.0.0.7", "example.org"):
+        assert load("local.yaml", {"serve.host": host}).is_open_to_all
+    for host in ("127.0.0.1", "127.0.0.9", "::1", "localhost"):
+        assert not load("local.yaml", {"serve.host": host}).is_open_to_all
+    guarded = {"serve.host": "0.0.0.0", "router.access.keys": "keys.yaml"}
+    assert not load("local.yaml", guarded).is_open_to_all
+
+
+def test_lists_and_networks_survive_a_change_of_something_else() -> None:
+    remote = {"hosts": ["a.example", "*.b.example:9000"], "networks": ["10.0.0.0/8", "fd00::/8"]}
+    config = load("local.yaml", {"router.images.remote": remote})
+    changed = config.with_changes({"serve.port": 8001})
+    assert changed.router == config.router
+    assert str(changed.router.images.remote.networks[1]) == "fd00::/8"
 
 
 def test_it_travels_to_replicas_and_keeps_its_secret_out_of_logs() -> None:

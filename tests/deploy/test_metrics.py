@@ -1,15 +1,16 @@
-"""Replica statistics among the ingress's metrics, through a real ASGI app."""
+"""Replica statistics among the ingress's metrics, through the router's own app."""
 
 from __future__ import annotations
 
 import httpx
-from prometheus_client import CollectorRegistry, generate_latest
-from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 
-from deploy.metrics import AskReplicasFirst, ReplicaMetrics
+from deploy.metrics import ReplicaMetrics
 from m3_backend.stats import CacheStats, EngineStats
+from router.config import RouterConfig
+from router.http import build_app
+from router.service import RoutingService
+from router.telemetry import Telemetry
+from tests.fakes import FakeBackend
 
 
 def stats(encodes: int) -> EngineStats:
@@ -27,16 +28,11 @@ def stats(encodes: int) -> EngineStats:
     return EngineStats(running=2, waiting=1, outstanding_tokens=700, slots=16, cache=cache)
 
 
-def client_of(replicas: ReplicaMetrics, ask: object) -> httpx.AsyncClient:
-    registry = CollectorRegistry()
-    registry.register(replicas)
-    app = Starlette(
-        routes=[
-            Route(path, lambda _: PlainTextResponse(generate_latest(registry)))
-            for path in ("/metrics", "/other")
-        ]
-    )
-    app.add_middleware(AskReplicasFirst, metrics=replicas, ask=ask)
+def client_of(replicas: ReplicaMetrics) -> httpx.AsyncClient:
+    telemetry = Telemetry()
+    telemetry.registry.register(replicas)
+    service = RoutingService(FakeBackend(), None, RouterConfig())
+    app = build_app(service, telemetry, before_scrape=replicas.refresh)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 
@@ -48,7 +44,7 @@ async def test_a_scrape_shows_what_every_replica_counts_now() -> None:
         encodes += 1
         return {"one": stats(encodes), "two": stats(10 * encodes)}
 
-    async with client_of(ReplicaMetrics(), ask) as client:
+    async with client_of(ReplicaMetrics(ask)) as client:
         await client.get("/metrics")
         text = (await client.get("/metrics")).text
     assert 'm3_vision_encodings_total{replica="one"} 2.0' in text
@@ -61,18 +57,17 @@ async def test_only_scrapes_ask_the_replicas() -> None:
     async def ask() -> dict[str, EngineStats]:
         raise AssertionError("asked")
 
-    async with client_of(ReplicaMetrics(), ask) as client:
-        assert (await client.get("/other")).status_code == 200
+    async with client_of(ReplicaMetrics(ask)) as client:
+        assert (await client.get("/healthz")).status_code == 200
 
 
 async def test_replicas_that_do_not_answer_leave_the_last_figures_standing() -> None:
-    replicas = ReplicaMetrics()
-    replicas.latest = {"one": stats(7)}
-
     async def ask() -> dict[str, EngineStats]:
         raise ConnectionError
 
-    async with client_of(replicas, ask) as client:
+    replicas = ReplicaMetrics(ask)
+    replicas.latest = {"one": stats(7)}
+    async with client_of(replicas) as client:
         answer = await client.get("/metrics")
     assert answer.status_code == 200
     assert 'm3_vision_encodings_total{replica="one"} 7.0' in answer.text

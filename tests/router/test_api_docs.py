@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import get_args
 
 from fastapi.routing import APIRoute
 from prometheus_client import Counter
 
 from m3_backend import errors as backend_errors
 from m3_backend.errors import CheckpointError, ServiceError
+from router.access import Caller
+from router.config import AccessConfig, RemoteImageConfig
 from router.errors import Code
 from router.explain import REQUEST_ID_HEADER
+from router.limits import Kind, Quota, Standing
 from router.policy import Note, Reason
-from router.schemas import ChatRequest, Explanation, M3Options, ScaleOption, Timings
+from router.schemas import (
+    IGNORED,
+    IGNORED_OF_PART,
+    NEUTRAL_VALUES,
+    NEUTRAL_VALUES_OF_STREAM,
+    ChatRequest,
+    Explanation,
+    M3Options,
+    ScaleOption,
+    Timings,
+)
 from router.telemetry import Telemetry
 from tests.fakes import FakeBackend
 from tests.router.support import app_of
@@ -64,6 +79,42 @@ def test_request_fields() -> None:
     assert table("field of `m3`") == set(M3Options.model_fields)
 
 
+def test_openais_other_options() -> None:
+    """All are named, with the values that are accepted."""
+    request = DOCS.partition("## Request")[2].partition("| field |")[0]
+    text = " ".join(request.split())
+    for name, values in [
+        *NEUTRAL_VALUES.items(),
+        *((f"stream_options.{name}", v) for name, v in NEUTRAL_VALUES_OF_STREAM.items()),
+    ]:
+        shown = [json.dumps(value) for value in values if value is not None]
+        assert (f"`{name}: {shown[0]}`" if shown else f"`{name}`") in text
+        assert all(f"`{value}`" in text for value in shown[1:])
+    assert all(f"`{name}`" in text for name in IGNORED | IGNORED_OF_PART)
+
+
+def test_settings_of_access_and_remote_images() -> None:
+    """docs/operations.md has every key of these two sections."""
+    operations = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    for heading, section in (
+        ("## Who may use it", AccessConfig),
+        ("## Images from URLs", RemoteImageConfig),
+    ):
+        rows = operations.partition(heading)[2].partition("| key |")[2].split("\n\n")[0]
+        named = {
+            n for row in rows.splitlines()[2:] for n in re.findall(r"`(\w+)`", row.split("|")[1])
+        }
+        assert named == set(section.model_fields)
+
+
+def test_rate_limit_headers() -> None:
+    quotas = [Standing(Quota(kind, 1), 1, 0.0) for kind in get_args(Kind)]
+    caller = Caller()
+    caller._standings = tuple(quotas)
+    for name in caller.headers():
+        assert name in DOCS or name.replace("tokens", "requests") in DOCS
+
+
 def test_route_fields() -> None:
     assert all(f"`{name}`" in DOCS for name in ScaleOption.model_fields)
 
@@ -86,5 +137,5 @@ def test_metrics() -> None:
         for m in metrics
         if hasattr(m, "_name")
     }
-    assert len(names) == 9
+    assert len(names) == 10
     assert table("metric") == names

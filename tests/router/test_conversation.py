@@ -7,16 +7,19 @@ import pytest
 from m3_backend.errors import ServiceError
 from m3_backend.messages import ImageSlot, Turn
 from router.config import ImageLimits
-from router.conversation import Conversation, read_conversation
+from router.conversation import Conversation, read_conversation, read_images
 from router.schemas import ChatRequest
 from tests.router.support import image_part, picture, png_header, user
 
 IMAGE = image_part()
 
 
-def read(*messages: dict[str, Any], **limits: int) -> Conversation:
+def read(*messages: dict[str, Any], **limits: int) -> tuple[Conversation, list[bytes]]:
+    """The conversation, and its images' bytes."""
     chat = ChatRequest.model_validate({"model": "m3-auto", "messages": list(messages)})
-    return read_conversation(chat.messages, ImageLimits(**limits))
+    conversation = read_conversation(chat.messages, ImageLimits(**limits))
+    images = read_images(conversation, ImageLimits(**limits))
+    return conversation, [image.data for image in images]
 
 
 def refusal(*messages: dict[str, Any], **limits: int) -> ServiceError:
@@ -28,7 +31,7 @@ def refusal(*messages: dict[str, Any], **limits: int) -> ServiceError:
 
 def test_turns_keep_the_order_of_text_and_images() -> None:
     first, second = picture(size=(10, 10)), picture(size=(20, 10))
-    conversation = read(
+    conversation, images = read(
         {"role": "developer", "content": "Be brief."},
         user("Look:", image_part(first)),
         {"role": "assistant", "content": "A square."},
@@ -40,15 +43,15 @@ def test_turns_keep_the_order_of_text_and_images() -> None:
         Turn("assistant", ("A square.",)),
         Turn("user", (ImageSlot(1), "And this?")),
     )
-    assert [image.data for image in conversation.images] == [first, second]
-    assert conversation.details == ("auto", "low")
+    assert images == [first, second]
+    assert [picture.detail for picture in conversation.pictures] == ["auto", "low"]
     assert conversation.question == "And this?"
 
 
 def test_the_question_is_what_nobody_has_answered_yet() -> None:
-    asked = read(user(IMAGE, "old"), {"role": "assistant", "content": "x"}, user("new"), user("er"))
-    assert asked.question == "new\ner"
-    assert read(user("what?"), user(IMAGE)).question == "what?"
+    answered = user(IMAGE, "old"), {"role": "assistant", "content": "x"}
+    assert read(*answered, user("new"), user("er"))[0].question == "new\ner"
+    assert read(user("what?"), user(IMAGE))[0].question == "what?"
 
 
 @pytest.mark.parametrize("text", [(), ("",), (" \n",)])
@@ -96,3 +99,19 @@ def test_a_bad_image_is_named() -> None:
         "invalid_image",
         "messages[1].content[1].image_url.url",
     )
+
+
+def test_remote_urls_are_told_apart_and_named_once() -> None:
+    url = "https://example.org/a.png"
+    remote = {"type": "image_url", "image_url": {"url": url}}
+    chat = ChatRequest.model_validate(
+        {"model": "m3-auto", "messages": [user(IMAGE, remote), user(remote, "?")]}
+    )
+    conversation = read_conversation(chat.messages, ImageLimits())
+    assert conversation.remote() == {url: "messages[0].content[1].image_url.url"}
+    data = picture(size=(7, 5))
+    images = read_images(conversation, ImageLimits(), {url: data})
+    assert [image.data for image in images] == [picture(), data, data]
+    with pytest.raises(ServiceError) as caught:
+        read_images(conversation, ImageLimits(), {url: b"<html>"})
+    assert caught.value.code == "unsupported_image_format"

@@ -242,6 +242,51 @@ async def test_route_prices_an_option_with_the_other_images_as_chosen() -> None:
     )
 
 
+async def test_a_batch_of_routes_explains_each_and_runs_nothing() -> None:
+    backend = FakeBackend()
+    requests = [
+        chat(image_part(picture(size=(9, 9))), QUESTION),
+        chat(model="gpt-4o"),
+        chat(image_part(), QUESTION, m3={"scale": 100}),
+        chat(m3={"max_scale": 9}),
+        7,
+    ]
+    batch = {"requests": requests}
+    answer = await post(batch, backend, FakePredictor(), path="/v1/route/batch")
+    assert answer.status_code == 200
+    body = answer.json()
+    first, unknown, scale, last, nonsense = body["data"]
+    assert body["object"] == "list"
+    assert (first["object"], first["images"][0]["scale"]) == ("m3.route", 36)
+    assert last["m3"]["reason"] == ["ceiling"]
+    assert (unknown["error"]["code"], unknown["error"]["param"]) == (
+        "model_not_found",
+        "requests[1].model",
+    )
+    assert scale["error"]["param"] == "requests[2].m3.scale"
+    assert nonsense["error"]["param"] == "requests[4]"
+    assert all(e["error"].keys() == {"message", "type", "param", "code"} for e in (unknown, scale))
+    assert backend.requests == []
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        (b"{", "invalid_json", None),
+        (b"[]", "invalid_request", None),
+        (b"{}", "invalid_request", "requests"),
+        (b'{"requests": []}', "invalid_request", "requests"),
+        (b'{"requests": {}}', "invalid_request", "requests"),
+        (b'{"requests": [1, 2, 3]}', "invalid_request", "requests"),
+        (b'{"requests": [1], "model": "m3-auto"}', "unsupported_parameter", "model"),
+    ],
+)
+async def test_a_batch_that_is_none(body: bytes, code: str, param: str | None) -> None:
+    answer = await post(body, path="/v1/route/batch", max_route_batch=2)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, code, param)
+
+
 BAD_IMAGES = {
     "not an image": (b"hello", "unsupported_image_format"),
     "truncated": (picture(size=(200, 200))[:-40], "invalid_image"),
@@ -289,7 +334,7 @@ async def test_refusals_in_the_usual_shape(path: str, stream: bool) -> None:
     ("raised", "status", "kind"),
     [
         (ContextLengthError("too long"), 400, "invalid_request_error"),
-        (OverloadedError("full", retry_after_s=2.4), 429, "rate_limit_error"),
+        (OverloadedError("full", retry_after_s=1.4), 429, "rate_limit_error"),
         (DeadlineExceededError("late"), 504, "server_error"),
         (BackendError("gone"), 502, "server_error"),
     ],

@@ -4,12 +4,16 @@ import json
 from typing import Any
 
 import pytest
+from openai.types.chat import completion_create_params
 
 from m3_backend.errors import ServiceError
 from m3_backend.messages import Sampling
 from router.schemas import (
+    IGNORED,
+    IGNORED_OF_PART,
     NEUTRAL_VALUES,
     NEUTRAL_VALUES_OF_MESSAGE,
+    NEUTRAL_VALUES_OF_STREAM,
     ChatRequest,
     parse_chat_request,
 )
@@ -101,6 +105,25 @@ def test_the_field_at_fault_is_named(options: dict[str, Any], param: str) -> Non
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"no_such_option": None}, "no_such_option"),
+        ({"n": True}, "n"),
+        ({"store": True}, "store"),
+        ({"store": 0}, "store"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}
+                ]
+            },
+            "messages[0].content[0].type",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]},
+            "messages[0].content[0].type",
+        ),
         ({"m3": {"scales": [1]}}, "m3.scales"),
         ({"messages": [{"role": "user", "content": "x", "name": "y"}]}, "messages[0].name"),
         (
@@ -127,6 +150,47 @@ def test_options_that_ask_for_nothing_are_accepted(name: str, value: object) -> 
 def test_so_are_those_of_a_message(name: str, value: object) -> None:
     message = user("x")
     assert parse(messages=[message | {name: value}]) == parse(messages=[message])
+
+
+@pytest.mark.parametrize("value", NEUTRAL_VALUES_OF_STREAM["include_obfuscation"])
+def test_so_are_those_of_a_stream(value: object) -> None:
+    options = {"include_usage": True}
+    asked = parse(stream=True, stream_options=options | {"include_obfuscation": value})
+    assert asked == parse(stream=True, stream_options=options)
+
+
+@pytest.mark.parametrize("name", sorted(IGNORED))
+@pytest.mark.parametrize("value", [None, True, "text", {"a": "b"}])
+def test_options_that_change_no_answer_are_accepted_whatever_they_say(
+    name: str, value: object
+) -> None:
+    assert parse(**{name: value}) == parse()
+
+
+@pytest.mark.parametrize("name", sorted(IGNORED_OF_PART))
+def test_so_are_those_of_a_part(name: str) -> None:
+    part = {"type": "text", "text": "x"}
+    assert parse(messages=[user(part | {name: {"mode": "explicit"}})]) == parse(
+        messages=[user(part)]
+    )
+
+
+OPENAI = {*completion_create_params.CompletionCreateParamsBase.__annotations__, "stream"}
+
+
+def test_every_option_of_the_official_client_is_known() -> None:
+    """As it is in the installed version: a new one of OpenAI's has to be decided on here."""
+    fields = set(ChatRequest.model_fields)
+    assert fields - OPENAI == {"m3"}
+    assert not fields & NEUTRAL_VALUES.keys()
+    assert fields - {"m3"} | NEUTRAL_VALUES.keys() | IGNORED == OPENAI
+
+
+@pytest.mark.parametrize("name", sorted(NEUTRAL_VALUES))
+def test_what_is_not_supported_is_refused_by_name_and_null_is_not(name: str) -> None:
+    assert parse(**{name: None}) == parse()
+    error = refusal(json.dumps(chat() | {name: "another value"}).encode())
+    assert (error.code, error.param) == ("unsupported_parameter", name)
 
 
 def test_sampling_is_greedy_unless_asked_otherwise() -> None:

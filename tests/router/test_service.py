@@ -19,6 +19,7 @@ from m3_backend.errors import (
 from m3_backend.messages import Delta, Finished, ImageSlot, Sampling, Turn, digest_of
 from m3_backend.scales import Tiling
 from router.config import RouterConfig
+from router.remote_images import ImageFetcher
 from router.service import RoutingService
 from router.telemetry import Trace
 from tests.fakes import MODEL, FakeBackend, FakePredictor
@@ -208,3 +209,66 @@ async def test_requests_are_refused_before_the_backend_sees_them() -> None:
     with pytest.raises(ServiceError):
         await service(backend, FakePredictor()).handle(encoded(model="gpt-4o"), Trace("id"))
     assert backend.requests == []
+
+
+URL = "https://images.example/a.png"
+
+
+class Shelf(ImageFetcher):
+    """A fetcher that has what it was given, and knows who asked for what."""
+
+    def __init__(self, **held: bytes) -> None:
+        self.held = held or {URL: picture()}
+        self.asked: list[tuple[dict[str, str], float, int]] = []
+
+    async def fetch(self, wanted: Any, patience_s: float) -> dict[str, bytes]:
+        self.asked.append((dict(wanted), patience_s, threading.get_ident()))
+        return {url: self.held[url] for url in wanted}
+
+
+async def test_remote_images_are_fetched_by_the_event_loop_and_used_like_any_other() -> None:
+    backend, predictor, shelf = FakeBackend(), FakePredictor(), Shelf()
+    config = RouterConfig(request_timeout_s=30.0)
+    routing = RoutingService(backend, predictor, config, fetcher=shelf, clock=lambda: NOW)
+    body = encoded(image_part(URL), image_part(), image_part(URL), QUESTION)
+    trace = Trace("id", timer=iter(range(100)).__next__)
+    await routing.handle(body, trace)
+    [request] = backend.requests
+    assert [image.digest for image in request.images] == [digest_of(picture())] * 3
+    field = "messages[0].content[0].image_url.url"
+    assert shelf.asked == [({URL: field}, 30.0, threading.get_ident())]
+    assert threading.get_ident() not in predictor.threads
+    assert (trace.fetch_s, trace.routing_s) == (1, 2)  # the time of others is not our own
+
+
+async def test_nothing_is_fetched_for_a_request_that_is_refused_or_needs_nothing() -> None:
+    shelf = Shelf()
+    routing = RoutingService(FakeBackend(), None, RouterConfig(), fetcher=shelf)
+    await routing.plan(encoded(), Trace("id"))
+    for wrong in (
+        encoded(image_part(URL), QUESTION, model="gpt-4o"),
+        encoded(image_part(URL)),
+        encoded(image_part(URL), QUESTION, m3={"scale": 7}),
+    ):
+        with pytest.raises(ServiceError):
+            await routing.plan(wrong, Trace("id"))
+    assert shelf.asked == []
+
+
+async def test_what_was_fetched_is_judged_by_its_bytes() -> None:
+    shelf = Shelf(**{URL: b"<html>"})
+    routing = RoutingService(FakeBackend(), None, RouterConfig(), fetcher=shelf)
+    with pytest.raises(ServiceError) as caught:
+        await routing.plan(encoded(image_part(URL), QUESTION), Trace("id"))
+    assert caught.value.code == "unsupported_image_format"
+    assert caught.value.param == "messages[0].content[0].image_url.url"
+
+
+async def test_a_listed_host_turns_fetching_on() -> None:
+    remote = {"images": {"remote": {"hosts": ["other.example"]}}}
+    for config, code in (({}, "remote_images_disabled"), (remote, "remote_image_forbidden")):
+        with pytest.raises(ServiceError) as caught:
+            await service(FakeBackend(), **config).plan(
+                encoded(image_part(URL), QUESTION), Trace("id")
+            )
+        assert caught.value.code == code

@@ -1,0 +1,150 @@
+"""Who asks, and what that allows: keys, limits and the salt that keeps callers' caches apart."""
+
+from __future__ import annotations
+
+import hmac
+import math
+from hashlib import sha256
+
+from m3_backend.errors import ServiceError
+from router.auth import Key, KeyStore, open_keys
+from router.config import AccessConfig
+from router.errors import InvalidKeyError, OperatorOnlyError
+from router.limits import Charge, Limiter, Quota, Standing, refusal
+
+SCHEME = "bearer"
+LONGEST_KEY = 512
+
+
+class Caller:
+    """Who sends one request, and how that leaves their limits.
+
+    Args:
+        key: None where nobody is asked for one.
+    """
+
+    def __init__(self, key: Key | None = None, limiter: Limiter | None = None) -> None:
+        self._key = key
+        self._limiter = limiter or Limiter()
+        self._account = "" if key is None else self._derived(key, b"account")[:32]
+        self._quotas: list[Quota] = []
+        if key is not None and key.requests_per_minute is not None:
+            self._quotas.append(Quota("requests", key.requests_per_minute))
+        if key is not None and key.tokens_per_minute is not None:
+            self._quotas.append(Quota("tokens", key.tokens_per_minute))
+        self._standings: tuple[Standing, ...] = ()
+        self.degraded: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str | None:
+        """Of the key, for logs."""
+        return None if self._key is None else self._key.name
+
+    def require_operator(self) -> None:
+        """Raises OperatorOnlyError for a key that may see its own requests only."""
+        if self._key is not None and not self._key.operator:
+            raise OperatorOnlyError
+
+    def cache_salt(self, own: str) -> str:
+        """The salt of this caller's caches, from the request's own.
+
+        Keyed with what only the service knows of the API key, so that no caller can choose a salt
+        that is another's: how fast an answer comes tells whether one's own key has seen an image.
+        """
+        if self._key is None:
+            return own
+        return self._derived(self._key, b"cache-salt\0" + own.encode())
+
+    @staticmethod
+    def _derived(key: Key, purpose: bytes) -> str:
+        return hmac.new(key.digest, purpose, sha256).hexdigest()
+
+    async def take_requests(self, count: int = 1) -> None:
+        """Counts requests. Raises RateLimitError if there is no room for all of them."""
+        await self._take(requests=count)
+
+    async def take_tokens(self, tokens: int) -> Charge:
+        """Reserves the most that a request can use. Raises RateLimitError if there is no room."""
+        await self._take(tokens=tokens)
+        quota = next((quota for quota in self._quotas if quota.kind == "tokens"), None)
+        return Charge(self._limiter, self._account, quota, tokens)
+
+    async def _take(self, requests: int = 0, tokens: int = 0) -> None:
+        if not self._quotas:
+            return
+        costs = [requests if quota.kind == "requests" else tokens for quota in self._quotas]
+        taken = await self._limiter.take(self._account, self._quotas, costs)
+        self._standings = taken.standings
+        self.degraded = ("redis",) if taken.degraded else ()
+        if taken.short_of is not None:
+            raise refusal(taken, taken.short_of, dict(zip(self._quotas, costs, strict=True)))
+
+    def headers(self) -> dict[str, str]:
+        """OpenAI's rate limit headers, for the limits that this caller has."""
+        fields = {}
+        for standing in self._standings:
+            kind = standing.quota.kind
+            fields[f"x-ratelimit-limit-{kind}"] = str(standing.quota.limit)
+            fields[f"x-ratelimit-remaining-{kind}"] = str(standing.remaining)
+            fields[f"x-ratelimit-reset-{kind}"] = _duration(standing.reset_s)
+        return fields
+
+
+ANYBODY = Caller()
+
+
+class Access:
+    """The rules at the door.
+
+    Args:
+        keys: None lets everybody in.
+    """
+
+    def __init__(self, keys: KeyStore | None, limiter: Limiter) -> None:
+        self._keys, self._limiter = keys, limiter
+
+    @classmethod
+    def open(cls, config: AccessConfig, redis_url: str | None = None) -> Access:
+        """What is configured, with limits counted in Redis if there is one.
+
+        Raises:
+            KeysError: keys are configured and cannot be read.
+        """
+        keys = open_keys(config)
+        return cls(keys, Limiter(None if keys is None else redis_url))
+
+    async def admit(self, authorization: str | None) -> Caller:
+        """Who presents this `Authorization` header. Raises InvalidKeyError."""
+        if self._keys is None:
+            return ANYBODY
+        scheme, _, presented = (authorization or "").strip().partition(" ")
+        if scheme.lower() != SCHEME:
+            raise InvalidKeyError("Send an API key, as 'Authorization: Bearer <key>'.")
+        presented = presented.strip()
+        key = await self._keys.find(presented) if len(presented) <= LONGEST_KEY else None
+        if key is None:
+            raise InvalidKeyError("This API key is not known here.")
+        return Caller(key, self._limiter)
+
+    async def close(self) -> None:
+        await self._limiter.close()
+
+
+def error_headers(error: ServiceError) -> dict[str, str]:
+    """What HTTP says about errors beside their body."""
+    fields = {}
+    if error.retry_after_s is not None:  # rounded up: earlier would be refused again
+        fields["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, InvalidKeyError):
+        fields["www-authenticate"] = "Bearer"
+    if error.status == 429 and error.retry_after_s is None:
+        fields["x-should-retry"] = "false"  # OpenAI's clients would try again by themselves
+    return fields
+
+
+def _duration(seconds: float) -> str:
+    """As OpenAI writes it: 20ms, 1.5s, 2m0s."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}m{rest:.3g}s" if minutes else f"{rest:.3g}s"
