@@ -16,6 +16,7 @@ from tqdm import tqdm
 from deploy.printing import print_evaluation
 
 if TYPE_CHECKING:
+    from m3_backend.costs import ModelShape
     from predictor.train import Progress
 
 Outcomes = Annotated[
@@ -65,23 +66,58 @@ def train_predictor(
 def evaluate(
     artifact: Annotated[Path, typer.Argument(help="Folder of a predictor.", exists=True)],
     outcomes: Outcomes,
-    out: Annotated[Path, typer.Argument(help="Folder for evaluation.json and frontier.png.")],
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder for evaluation.html, .json, frontier.png, choices.parquet."),
+    ],
     images: Images = None,
+    null: Annotated[
+        Path | None,
+        typer.Option(
+            help="The noise null [default: OUTCOMES with the suffix .null.parquet, if there].",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of trained baselines and bootstrap.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report.")] = False,
 ) -> None:
     """Judge a predictor on pictures that it never saw: cost, accuracy, regret and its peers."""
+    from predictor.evaluate import PAGE  # noqa: PLC0415
     from predictor.evaluate import evaluate as judge  # noqa: PLC0415
     from predictor.image_table import table_beside  # noqa: PLC0415
+    from predictor.null_table import null_table_beside, read_null_table  # noqa: PLC0415
+    from predictor.records import read_samples  # noqa: PLC0415
 
+    beside = null_table_beside(outcomes)
+    null = null or (beside if beside.is_file() else None)
     with progress_bars() as progress:
         report: dict[str, Any] = judge(
-            artifact, outcomes, images or table_beside(outcomes), out, progress=progress
+            artifact,
+            outcomes,
+            images or table_beside(outcomes),
+            out,
+            null=read_null_table(null) if null else None,
+            shape=_shape_of(read_samples(outcomes)[0].model),
+            seed=seed,
+            progress=progress,
         )
     if as_json:
         print(json.dumps(report))
         return
     print_evaluation(Console(), report)
-    print(f"\nThe whole report and the plot are in {out}.")
+    print(f"\nThe report: {out / PAGE}")
+
+
+def _shape_of(model: str) -> ModelShape | None:
+    """The shape of the outcomes' model, if its configuration is at hand."""
+    from m3_backend.errors import CheckpointError  # noqa: PLC0415
+    from m3_backend.shapes import find_shape  # noqa: PLC0415
+
+    try:
+        return find_shape(model)
+    except CheckpointError:
+        return None
 
 
 @contextmanager

@@ -86,9 +86,10 @@ def print_evaluation(console: Console, report: dict[str, Any]) -> None:
                 f"{point['best_fixed_accuracy']:.3f} at {point['best_fixed_scale']}",
             )
         console.print(table)
-        closed = (
-            f"{peer.replace('_', ' ')} {figures['mean']:.2f}"
-            for peer, figures in part["gap_closed"].items()
-            if figures["mean"] is not None
-        )
-        console.print(f"oracle gap closed: {', '.join(closed)}", highlight=False)
+        table = Table("oracle gap closed", "5–300 tokens", "95% band", box=None)
+        for peer, figures in part["gap_closed"].items():
+            if figures["mean"] is not None:
+                known = figures["low"] is not None
+                band = f"{figures['low']:.2f} to {figures['high']:.2f}" if known else ""
+                table.add_row(part["policies"][peer]["label"], f"{figures['mean']:.2f}", band)
+        console.print(table)

@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from predictor.errors import ArtifactError, OutcomesError
-from predictor.evaluate import evaluate, lookup_curve
+from predictor.evaluate import evaluate
 from predictor.image_table import (
     ImageTable,
     compute_image_table,
@@ -21,6 +23,7 @@ from predictor.predictor import Predictor
 from predictor.records import OutcomeTable, read_outcomes, write_outcomes
 from predictor.train import train
 from tests.predictor.synthetic import (
+    LADDER,
     SOURCE,
     draw,
     encoded,
@@ -52,6 +55,7 @@ def folder(
     return path
 
 
+@cache
 def judged(folder: Path, target: str) -> dict[str, dict]:
     outcomes = folder / "outcomes.parquet"
     return evaluate(folder / target, outcomes, table_beside(outcomes), folder / f"{target}-report")
@@ -92,24 +96,43 @@ def test_regret_stays_within_its_bounds(folder: Path, target: str) -> None:
         assert point["scale_shares"] == [0, 0, 0, 0, 1]
 
 
+def test_anyone_can_recompute_accuracy_and_cost_from_the_choices(folder: Path) -> None:
+    part = judged(folder, "correctness")["parts"]["test"]
+    rows = pq.read_table(folder / "correctness-report" / "choices.parquet").to_pylist()
+    test = read_outcomes(folder / "outcomes.parquet").part("test")
+    right = test.success("correctness")
+    row, column = (
+        {name: at for at, name in enumerate(names)} for names in (test.sample, LADDER.scales)
+    )
+    for point in part["operating_points"]:
+        ours = [
+            (row[each["sample"]], column[each["scale"]])
+            for each in rows
+            if each["policy"] == "router" and each["max_regret"] == point["max_regret"]
+        ]
+        assert len(ours) == len(test)
+        assert np.mean([right[at] for at in ours]) == pytest.approx(point["accuracy"])
+        tokens = [test.image_tokens[at] for at in ours]
+        assert np.mean(tokens) == pytest.approx(point["tokens"])
+    assert {each["policy"] for each in rows} == set(part["policies"]) | {"oracle"} | {
+        f"fixed_{scale}" for scale in LADDER.scales
+    }
+
+
 def test_the_report_is_on_disk(folder: Path) -> None:
     report = judged(folder, "agreement")
     out = folder / "agreement-report"
     assert json.loads((out / "evaluation.json").read_text()) == report
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "evaluation.html").read_text()
+    assert report["predictor"] in page
+    assert "http" not in page.replace("http-equiv", "")  # asks for nothing from elsewhere
     assert report["accuracy_is"] == "correctness"
     assert report["predictor"] == Predictor.load(folder / "agreement").version
     assert set(report["parts"]) == {"test", "shifted"}
     assert set(report["parts"]["test"]["groups"]) == {"read", "count", "ground"}
     fixed = report["parts"]["test"]["fixed"]
     assert [point["tokens"] for point in fixed] == [1, 9, 36, 144, 576]
-
-
-def test_a_family_never_met_gets_the_finest_scale(outcomes: OutcomeTable) -> None:
-    test = outcomes.part("test")
-    right, tokens = test.success("correctness"), test.image_tokens.astype(float)
-    curve = lookup_curve(test, right, tokens, outcomes.part("shifted"), "correctness")
-    assert curve.cost.tolist() == [576]
 
 
 def test_outcomes_of_another_model_are_refused(folder: Path, outcomes: OutcomeTable) -> None:

@@ -1,0 +1,238 @@
+"""The evaluation as one HTML file that needs nothing else, and as one picture for a README."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from predictor.analysis_plots import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    RULE,
+    _figure,
+    _label_right,
+    _style,
+    _svg,
+)
+
+_UNITS = {
+    "tokens": "mean image tokens",
+    "flops": "mean prefill operations, GFLOPs",
+    "ms": "mean measured milliseconds, vision encoding excluded",
+}
+_SIZE_OF = {"tokens": 1.0, "flops": 1e9, "ms": 1.0}
+_PEER_STYLES = {
+    "family_lookup": (0, (4, 2)),
+    "query_only": (0, (1, 1.5)),
+    "image_only": (0, (1, 3)),
+}
+_PARTS = {
+    "test": "Pictures of the kind it was trained on",
+    "shifted": "Unfamiliar phrasings, fonts, palettes and densities",
+}
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The report as an HTML document; everything from the outcomes is escaped."""
+    environment = Environment(
+        loader=PackageLoader("predictor"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"pct": _per_cent, "number": _number, "gap": _gap}
+    pictures = {
+        name: {
+            "frontier": Markup(_frontier_svg(name, part, narrow=False)),
+            "narrow": Markup(_frontier_svg(name, part, narrow=True)),
+            "costs": [
+                (_UNITS[unit], Markup(_cost_svg(name, part, unit)))
+                for unit in part["by_cost"]
+                if unit != "tokens"
+            ],
+            "reliability": Markup(_reliability_svg(name, part)),
+        }
+        for name, part in report["parts"].items()
+    }
+    return environment.get_template("evaluation.html").render(
+        report=report,
+        titles=_PARTS,
+        pictures=pictures,
+        lead=_lead(report["parts"]["test"]),
+        fixed_of=lambda part: [row["scale"] for row in part["fixed"]],
+    )
+
+
+def write_plot(report: Mapping[str, Any], path: Path) -> None:
+    """Accuracy against tokens, one panel per part, as PNG."""
+    parts = report["parts"]
+    with _style():
+        figure = Figure(figsize=(6.4 * len(parts), 4.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(parts), squeeze=False)[0]
+        for axes, (name, part) in zip(panels, parts.items(), strict=True):
+            _draw(axes, part)
+            title = f"{name}: {part['samples']:,} questions, {part['images']:,} pictures"
+            axes.set_title(title, fontsize=9, loc="left")
+            axes.set_ylabel(f"right, % ({report['accuracy_is']})")
+        handles, labels = panels[0].get_legend_handles_labels()
+        panels[0].legend(handles, labels, frameon=False, fontsize=8, loc="lower right")
+        figure.savefig(path, dpi=130, facecolor=PAPER)
+
+
+def _frontier_svg(name: str, part: Mapping[str, Any], *, narrow: bool) -> str:
+    with _style():
+        size = (3.7, 3.7) if narrow else (9.2, 4.5)
+        figure, axes = _figure(size, left=0.55, right=1.25, bottom=0.5)
+        _draw(axes, part)
+        last = part["fixed"][-1]["tokens"]
+        ends = [
+            (100 * part["oracle"]["accuracy"][-1], "oracle", MUTED),
+            (100 * part["policies"]["router"]["accuracy"][-1], "router", ACCENT),
+            (100 * part["hull"]["accuracy"][-1], "fixed scales", INK),
+        ]
+        _label_right(axes, ends, last, points=72 * (size[1] - 0.6))
+        axes.set_ylabel("right, %")
+        layout = "narrow" if narrow else "wide"
+        return _svg(figure, f"Accuracy against mean image tokens, {name}, {layout}")
+
+
+def _draw(axes: Axes, part: Mapping[str, Any]) -> None:
+    """Hull, oracle, router with its band, the stronger peers, fixed scales, certified bounds."""
+    fixed = part["fixed"]
+    tokens = np.geomspace(fixed[0]["tokens"], fixed[-1]["tokens"], 160)
+
+    def line(points: Mapping[str, list[float]], colour: str, label: str, **style: Any) -> None:
+        inside = tokens[tokens >= points["tokens"][0]]
+        accuracy = 100 * np.interp(inside, points["tokens"], points["accuracy"])
+        axes.plot(inside, accuracy, color=colour, label=label, **style)
+
+    line(part["oracle"], MUTED, "oracle", lw=1.1, ls=(0, (4, 2)))
+    line(part["hull"], INK, "random mixture of fixed scales", lw=0.9)
+    for name, dashes in _PEER_STYLES.items():
+        if name in part["policies"]:
+            line(part["policies"][name], MUTED, part["policies"][name]["label"], lw=1, ls=dashes)
+    band = part["gap_closed"]["router"]["accuracy_at_tokens"]
+    known = [(float(at), *each) for at, each in band.items() if None not in each]
+    if known:
+        at, _, low, high = zip(*known, strict=True)
+        axes.fill_between(
+            at, 100 * np.array(low), 100 * np.array(high), color=ACCENT, alpha=0.15, lw=0
+        )
+    line(part["policies"]["router"], ACCENT, "router", lw=1.7)
+    axes.plot(
+        [row["tokens"] for row in fixed], [100 * row["accuracy"] for row in fixed], "o",
+        color=INK, ms=4,
+    )  # fmt: skip
+    certified = [point for point in part["operating_points"] if point["price"] is not None]
+    axes.plot(
+        [point["tokens"] for point in certified],
+        [100 * point["accuracy"] for point in certified],
+        "o", color=PAPER, mec=ACCENT, ms=4.5, label="certified regret bounds",
+    )  # fmt: skip
+    _log_axis(axes, [row["tokens"] for row in fixed])
+    axes.set_xlabel(_UNITS["tokens"])
+
+
+def _cost_svg(name: str, part: Mapping[str, Any], unit: str) -> str:
+    with _style():
+        figure, axes = _figure((4.4, 3.0), left=0.45, right=0.1, bottom=0.5)
+        curves, size = part["by_cost"][unit], _SIZE_OF[unit]
+        for policy, colour, dashes in (
+            ("oracle", MUTED, (0, (4, 2))),
+            ("hull", INK, "-"),
+            ("family_lookup", MUTED, _PEER_STYLES["family_lookup"]),
+            ("router", ACCENT, "-"),
+        ):
+            if policy in curves:
+                cost = np.array(curves[policy]["tokens"]) / size
+                axes.plot(cost, 100 * np.array(curves[policy]["accuracy"]), color=colour, ls=dashes)
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_locator(FixedLocator([row[unit] / size for row in part["fixed"]]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.set_xlabel(_UNITS[unit])
+        _grid(axes)
+        return _svg(figure, f"Accuracy against {_UNITS[unit]}, {name}")
+
+
+def _reliability_svg(name: str, part: Mapping[str, Any]) -> str:
+    with _style():
+        figure, axes = _figure((3.4, 3.0), left=0.5, right=0.1, bottom=0.5)
+        axes.plot([0, 100], [0, 100], color=RULE, lw=1)
+        bins = part["reliability"]
+        axes.plot(
+            [100 * each["predicted"] for each in bins],
+            [100 * each["observed"] for each in bins],
+            "o-", color=ACCENT, ms=3.5, lw=1,
+        )  # fmt: skip
+        axes.set_xlabel("predicted success, %")
+        axes.set_ylabel("observed, %")
+        _grid(axes)
+        return _svg(figure, f"Predicted against observed success, {name}")
+
+
+def _log_axis(axes: Axes, ticks: list[float]) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    _grid(axes)
+
+
+def _grid(axes: Axes) -> None:
+    axes.grid(axis="y", color=RULE, lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def _lead(part: Mapping[str, Any]) -> str:
+    """What came out, in three sentences."""
+    closed = part["gap_closed"]["router"]
+    finest = part["fixed"][-1]
+    saved = part["iso_accuracy"][-1]["tokens"]
+    said = f"Over 5 to 300 mean tokens the router closes {_gap(closed['mean'])} of the gap between "
+    said += "mixing fixed scales at random and the per-question oracle"
+    if closed["low"] is not None:
+        said += f" (95% band {_gap(closed['low'])} to {_gap(closed['high'])})"
+    peers = {
+        name: each["mean"]
+        for name, each in part["gap_closed"].items()
+        if name != "router" and each["mean"] is not None
+    }
+    if peers:
+        best = max(peers, key=lambda name: peers[name])
+        label = part["policies"][best]["label"]
+        said += f"; the best of its peers ({label}) closes {_gap(peers[best])}"
+    said += ". "
+    if saved is not None:
+        said += (
+            f"At most one point below the {finest['accuracy']:.1%} of always "
+            f"{finest['tokens']:.0f} tokens takes {saved:.0f} tokens on average."
+        )
+    else:
+        said += "It does not come within one point of the finest scale."
+    return said
+
+
+_Value = float | None
+
+
+def _or_dash(text: Callable[[float], str]) -> Callable[[_Value], str]:
+    return lambda value: "–" if value is None else text(value)
+
+
+_per_cent = _or_dash(lambda share: f"{100 * share:.1f}")
+_gap = _or_dash(lambda share: f"{share:.2f}".replace("-", "−"))
+_number = _or_dash(lambda value: f"{value:,.1f}" if value < 1000 else f"{value:,.0f}")
