@@ -9,6 +9,7 @@ import re
 import shlex
 from pathlib import Path
 
+from deploy.client import KEY_VARIABLE
 from deploy.config import OPEN_TO_ALL, Config
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -24,17 +25,24 @@ def ready_message(config: Config, logs: Path | None) -> str:
 m3-router is ready at {url} with {config.model.checkpoint}. Stop it with Ctrl-C.
 {where}Try it:
 
-{curl_request(url)}
+{curl_request(url, with_key=config.router.access.keys != "none")}
 """
 
 
-def curl_request(url: str) -> str:
-    """A request about an example picture, for a POSIX shell with curl."""
+def curl_request(url: str, *, with_key: bool = False) -> str:
+    """A request about an example picture, for a POSIX shell with curl.
+
+    Args:
+        with_key: the service asks for an API key; it is taken from the environment.
+    """
     picture, question = example()
     text = re.sub(r"[\\$`]", r"\\\g<0>", json.dumps({"type": "text", "text": question}))
     kind = mimetypes.guess_type(picture)[0]
     data = f"data:{kind};base64,$(base64 < {shlex.quote(picture)} | tr -d '\\n')"
-    return f"""curl -s {url}/v1/chat/completions -H 'Content-Type: application/json' -d @- <<JSON
+    post = f"curl -s {url}/v1/chat/completions"
+    if with_key:
+        post += f' -H "Authorization: Bearer ${KEY_VARIABLE}"'
+    return f"""{post} -H 'Content-Type: application/json' -d @- <<JSON
 {{"model": "m3-auto", "messages": [{{"role": "user", "content": [{text},
   {{"type": "image_url", "image_url": {{"url": "{data}"}}}}]}}]}}
 JSON"""

@@ -31,7 +31,7 @@ from router.errors import RateLimitError
 Kind = Literal["requests", "tokens"]
 
 PERIOD_S = 60.0
-TIMEOUT_S = 0.1
+TIMEOUT_S = 0.25  # for one look at Redis; long enough for a busy event loop
 PREFIX = "m3:limit:"
 DEEPEST = 2  # times the limit; more debt than this was not earned by requests
 

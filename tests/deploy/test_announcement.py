@@ -23,7 +23,9 @@ def test_a_door_that_is_open_to_the_network_is_told() -> None:
     network = {"serve.host": "0.0.0.0"}
     assert "no API keys" in ready_message(load("local.yaml", network), None)
     guarded = network | {"router.access.keys": "keys.yaml"}
-    assert "no API keys" not in ready_message(load("local.yaml", guarded), None)
+    message = ready_message(load("local.yaml", guarded), None)
+    assert "no API keys" not in message
+    assert 'Authorization: Bearer $M3_ROUTER_API_KEY"' in message
     assert "no API keys" not in ready_message(load("local.yaml"), None)
 
 

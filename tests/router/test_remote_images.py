@@ -15,8 +15,12 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from m3_backend.errors import ServiceError
 from router.config import RemoteImageConfig
@@ -460,6 +464,27 @@ async def test_https_is_for_the_name_and_not_for_the_address(certificate: Path) 
         # And a certificate that nobody vouches for.
         assert await refusal(good, fetcher(hosts=hosts)) == "remote_image_unavailable"
         assert len(server.requests) == 1
+
+
+PIECES = st.sampled_from(
+    [*"aA0._-~:/?#@%[]\\&=;, \t\n\0é。", "//", "http:", "https://", "%2f", "%00", "example.org"]
+)
+
+
+@given(st.lists(PIECES, max_size=12).map("".join))
+def test_other_parsers_read_what_is_accepted_as_we_do(rest: str) -> None:
+    """The standard library's and httpx's. (Ours alone decides; they are a second opinion.)"""
+    url = f"https://{rest}"
+    try:
+        parts = parse_url(url)
+    except ServiceError as error:
+        assert error.code == "invalid_image_url"
+        return
+    theirs, standard = httpx.URL(url), urlsplit(url)
+    assert parts.host == theirs.host == standard.hostname
+    assert parts.port == (theirs.port or 443) == (standard.port or 443)
+    assert parts.target == (standard.path or "/") + (f"?{standard.query}" if "?" in url else "")
+    assert not theirs.userinfo
 
 
 def test_a_certificate_file_that_is_not_there_is_noticed_at_the_start(tmp_path: Path) -> None:
