@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from random import Random
+from typing import TYPE_CHECKING
 
-from m3_backend.training.worlds import Picture, draw
 from predictor.datasets.rows import Row
 from predictor.records import Split, assign_split
+
+if TYPE_CHECKING:
+    from m3_backend.training.worlds import Picture
 
 
 def world_rows(
@@ -21,6 +24,8 @@ def world_rows(
         shifted: pictures with held-out phrasings, fonts, palettes or densities.
         questions: at most, per picture.
     """
+    from m3_backend.training.worlds import draw  # noqa: PLC0415 - a second of fonts and digits
+
     for index in range(pictures):
         picture = draw("label", index, seed=seed)
         yield from _rows_of(picture, assign_split(picture.name), questions)

@@ -98,12 +98,12 @@ def test_the_packaged_model_answers_as_a_plain_reference_does() -> None:
     """In float32, so that rounding decides nothing."""
     checkpoint = open_checkpoint("m3-tiny", dtype="float32", device="cpu")
     inquiries = []
-    for drawn in (draw("label", 1), draw("label", 3)):
+    for drawn, count in ((draw("label", 1), 2), (draw("label", 3), 1)):
         file = io.BytesIO()
         drawn.image.save(file, "PNG")
-        questions = [question.text for question in drawn.questions[:2]]
+        questions = [question.text for question in drawn.questions[:count]]
         inquiries.append((image_input(file.getvalue()), questions))
-    assert_as_plain(checkpoint, inquiries, batch=3, max_tokens=3)
+    assert_as_plain(checkpoint, inquiries, batch=2, max_tokens=3)
 
 
 def test_answers_that_differ_from_scale_to_scale(speaking: Checkpoint) -> None:
