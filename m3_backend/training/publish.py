@@ -18,7 +18,9 @@ import torch
 from m3_backend.training.evaluate import Table, as_markdown, evaluate, tabulate
 from m3_backend.training.model import SHIPPED, save_checkpoint
 from m3_backend.training.recipe import RECIPES, Stage
-from m3_backend.training.train import Run
+from m3_backend.training.train import HISTORY, Run
+
+History = dict[str, dict[str, float]]
 
 _CARD = """# m3-tiny
 
@@ -67,26 +69,37 @@ def publish(run: Run, pictures: int, shifted_pictures: int, to: Path = SHIPPED) 
     if to.exists():
         shutil.rmtree(to)
     save_checkpoint(run.model, run.tokenizer, to)
+    past = history(run)
     (to / "README.md").write_text(
-        card(run, test, pictures, shifted, shifted_pictures), encoding="utf-8"
+        card(run, past, test, pictures, shifted, shifted_pictures), encoding="utf-8"
     )
-    accuracy = {"test": test, "shifted": shifted}
-    (to / "accuracy.json").write_text(json.dumps(accuracy, indent=1) + "\n", encoding="utf-8")
+    for name, value in (("accuracy.json", {"test": test, "shifted": shifted}), (HISTORY, past)):
+        (to / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def card(run: Run, test: Table, pictures: int, shifted: Table, shifted_pictures: int) -> str:
-    """The model card, from the run's own recipe and metrics."""
+def history(run: Run) -> History:
+    """Last loss and minutes of every stage; of those before the run's own from its checkpoint."""
     lines = (run.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     metrics = [json.loads(line) for line in lines]
-    stages = []
+    earlier = run.out / HISTORY
+    past: History = json.loads(earlier.read_text(encoding="utf-8")) if earlier.exists() else {}
     for stage in run.recipe.stages:
-        own = [m for m in metrics if m["stage"] == stage.name]
-        last = [m["loss"] for m in own[-5:]]
-        minutes = (own[-1]["time"] - own[0]["time"]) / 60
-        stages.append(
-            f"| {stage.name} | {_learns(stage)} | {stage.side} | {stage.steps} × {stage.batch} "
-            f"| {_scales(stage)} | {sum(last) / len(last):.2f} | {minutes:.0f} |"
-        )
+        if own := [m for m in metrics if m["stage"] == stage.name]:
+            last = [m["loss"] for m in own[-5:]]
+            minutes = (own[-1]["time"] - own[0]["time"]) / 60
+            past[stage.name] = {"loss": sum(last) / len(last), "minutes": minutes}
+    return past
+
+
+def card(
+    run: Run, past: History, test: Table, pictures: int, shifted: Table, shifted_pictures: int
+) -> str:
+    """The model card, from the run's own recipe and metrics."""
+    stages = [
+        f"| {stage.name} | {_learns(stage)} | {stage.side} | {stage.steps} × {stage.batch} "
+        f"| {_scales(stage)} | {past[stage.name]['loss']:.2f} | {past[stage.name]['minutes']:.0f} |"
+        for stage in run.recipe.stages
+    ]
     return _CARD.format(
         parameters=sum(p.numel() for p in run.model.llava.parameters()) / 1e6,
         pictures=pictures,

@@ -99,7 +99,7 @@ RECIPES = {
                 Stage(
                     "language-168",
                     "language",
-                    steps=1300,
+                    steps=1050,
                     batch=64,
                     side=168,
                     decay=0.15,
@@ -111,7 +111,7 @@ RECIPES = {
                 Stage(
                     "language-336",
                     "language",
-                    steps=200,
+                    steps=320,
                     batch=32,
                     lr=1e-3,
                     matrix_lr=1.5e-3,

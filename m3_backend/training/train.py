@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -38,6 +39,7 @@ from m3_backend.training.model import (
 from m3_backend.training.recipe import PATCH, RECIPES, Recipe, Stage
 from m3_backend.training.worlds.canvas import CLASSES, NO_COLOUR
 
+HISTORY = "training.json"  # beside a checkpoint: what each stage that led to it came to
 _SAVE_EVERY_S = 120.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -103,6 +105,8 @@ class Run:
                 value.copy_(theirs)
         if (heads := checkpoint / DENSE_HEADS).exists():
             self.model.load_state_dict(load_file(heads), strict=False)
+        if (past := checkpoint / HISTORY).exists():
+            shutil.copy(past, self.out / HISTORY)
         self._save(number, 0, [])
 
     def train(self) -> None:
@@ -215,7 +219,7 @@ class Run:
         return loss, metrics
 
     def _see(self, pixels: Tensor, corner: tuple[int, int]) -> Tensor:
-        if self.device != "cpu":
+        if self.device != "cpu" or not torch.is_grad_enabled():
             return self.model.patches(pixels, corner)
         # The fused kernel's backward pass takes 40% of a dense step on a CPU, plain products 20%.
         with sdpa_kernel(SDPBackend.MATH):

@@ -18,6 +18,7 @@ from m3_backend.training import train as training
 from m3_backend.training.batches import NOT_WANTED, Batches, pack
 from m3_backend.training.evaluate import Answer, as_markdown, tabulate
 from m3_backend.training.model import TinyLlava, build_tokenizer
+from m3_backend.training.publish import history, publish
 from m3_backend.training.recipe import RECIPES, Recipe
 from m3_backend.training.train import Run
 from m3_backend.training.worlds import Question, draw
@@ -79,6 +80,21 @@ def test_metrics_are_written_as_it_goes(trained: Run) -> None:
     lines = [json.loads(line) for line in (trained.out / "metrics.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {"dense", "language"}
     assert all(math.isfinite(line["loss"]) for line in lines)
+
+
+def test_a_run_goes_on_from_a_published_checkpoint(trained: Run, tmp_path: Path) -> None:
+    published = tmp_path / "published"
+    publish(trained, 4, 4, to=published)
+    assert "| language |" in (published / "README.md").read_text(encoding="utf-8")
+    next_run = Run(SMOKE, tmp_path / "next", "cpu", workers=0)
+    next_run.begin("language", published)
+    stored = {k: v.to(torch.bfloat16).float() for k, v in weights(trained).items()}
+    assert_same(stored, weights(next_run))
+    assert next_run.resume()[:2] == (1, 0)
+    next_run.train()
+    assert history(next_run)["dense"] == history(trained)["dense"]
+    next_run.begin("dense", published)  # has begun already: left as it is
+    assert next_run.resume()[:2] == (2, 0)
 
 
 def test_the_dense_stage_learns(tmp_path: Path) -> None:
