@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import analyze, first_answer, frontier, routing
+from benchmarks import analyze, first_answer, frontier, guarantee, models, routing
 
 BENCHMARKS = {
     "frontier": frontier.run,
+    "guarantee": guarantee.run,
+    "models": models.run,
     "routing": routing.run,
     "analyze": analyze.run,
     "first_answer": first_answer.run,

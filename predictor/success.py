@@ -48,7 +48,7 @@ _PARAMETERS = {
     "objective": "binary",
     "learning_rate": 0.05,
     "num_leaves": 31,
-    "min_data_in_leaf": 40,
+    "min_data_in_leaf": 200,  # rows: five scales of one question are hardly five observations
     "feature_fraction": 0.5,
     "bagging_fraction": 0.8,
     "bagging_freq": 1,

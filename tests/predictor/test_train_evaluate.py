@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from m3_backend.costs import ModelShape
 from predictor.errors import ArtifactError, OutcomesError
 from predictor.evaluate import evaluate
 from predictor.image_table import (
@@ -19,6 +20,7 @@ from predictor.image_table import (
     table_beside,
     write_image_table,
 )
+from predictor.null_table import NullTable
 from predictor.predictor import Predictor
 from predictor.records import OutcomeTable, read_outcomes, write_outcomes
 from predictor.train import train
@@ -58,7 +60,22 @@ def folder(
 @cache
 def judged(folder: Path, target: str) -> dict[str, dict]:
     outcomes = folder / "outcomes.parquet"
-    return evaluate(folder / target, outcomes, table_beside(outcomes), folder / f"{target}-report")
+    return evaluate(
+        folder / target,
+        outcomes,
+        table_beside(outcomes),
+        folder / f"{target}-report",
+        null=lucky(read_outcomes(outcomes).part("test")),
+        shape=ModelShape(2, 64, 128, 4, 4, 16, 256),
+    )
+
+
+def lucky(part: OutcomeTable) -> NullTable:
+    """Five runs at 36 tokens, each right with the chance of one run of these outcomes."""
+    rng = np.random.default_rng(0)
+    chance = part.correct[:, 2].mean()
+    correct = (rng.random((len(part), 5)) < chance).astype(np.float64)
+    return NullTable(SOURCE, 36, part.sample, part.image, part.group, part.split, correct)
 
 
 def test_the_artefact_can_be_served(folder: Path) -> None:
@@ -117,6 +134,28 @@ def test_anyone_can_recompute_accuracy_and_cost_from_the_choices(folder: Path) -
     assert {each["policy"] for each in rows} == set(part["policies"]) | {"oracle"} | {
         f"fixed_{scale}" for scale in LADDER.scales
     }
+
+
+def test_what_is_missing_adds_up_to_the_gap(folder: Path) -> None:
+    part = judged(folder, "correctness")["parts"]["test"]
+    missing = part["missing"]
+    assert missing["closed"] + missing["luck"] + missing["signal"] == pytest.approx(missing["gap"])
+    assert missing["luck"] > missing["gap"]  # runs without anything in common are nothing but luck
+    oracle, hull = (
+        np.interp(300, part[curve]["tokens"], part[curve]["accuracy"])
+        for curve in ("oracle", "hull")
+    )
+    assert missing["gap"] == pytest.approx(oracle - hull)
+    assert judged(folder, "correctness")["parts"]["shifted"]["missing"] is None
+
+
+def test_costs_in_every_unit(folder: Path) -> None:
+    part = judged(folder, "correctness")["parts"]["test"]
+    assert list(part["by_cost"]) == ["tokens", "flops", "ms"]
+    flops = [row["flops"] for row in part["fixed"]]
+    assert flops == sorted(flops)
+    assert flops[-1] == pytest.approx(ModelShape(2, 64, 128, 4, 4, 16, 256).prefill_flops(606))
+    assert [row["ms"] for row in part["fixed"]] == pytest.approx([5.0, 5.2, 6.0, 9.0, 20.0])
 
 
 def test_the_report_is_on_disk(folder: Path) -> None:
