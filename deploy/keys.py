@@ -59,9 +59,9 @@ def hash_(
     operator: Operator = False,
 ) -> None:
     """Make the entry of a key that exists already, read from standard input."""
-    from router.auth import require_strong  # noqa: PLC0415
+    from router.auth import require_usable  # noqa: PLC0415
 
-    key = require_strong(sys.stdin.readline().strip(), name)
+    key = require_usable(sys.stdin.readline().strip(), "standard input")
     _take(entry(name, key, requests_per_minute, tokens_per_minute, operator), file)
 
 
@@ -122,7 +122,8 @@ def add(text: str, file: Path) -> None:
         KeysError: the file would not be in order with it; it stays as it was.
     """
     before = file.read_text(encoding="utf-8") if file.exists() else ""
-    after = f"{before.rstrip()}\n{text}" if before.strip() else text
+    # `[]` is how an empty list is written; nothing can be added below it.
+    after = text if before.strip() in ("", "[]") else f"{before.rstrip()}\n{text}"
     require_in_order(after, str(file))
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     draft = Path(name)

@@ -7,13 +7,12 @@ import math
 from hashlib import sha256
 
 from m3_backend.errors import ServiceError
-from router.auth import Key, KeyStore, open_keys
+from router.auth import LONGEST_KEY, Key, KeyStore, open_keys
 from router.config import AccessConfig
 from router.errors import InvalidKeyError, OperatorOnlyError
 from router.limits import Charge, Limiter, Quota, Standing, refusal
 
 SCHEME = "bearer"
-LONGEST_KEY = 512
 
 
 class Caller:
@@ -144,7 +143,8 @@ def error_headers(error: ServiceError) -> dict[str, str]:
 
 def _duration(seconds: float) -> str:
     """As OpenAI writes it: 20ms, 1.5s, 2m0s."""
-    if seconds < 1:
-        return f"{math.ceil(seconds * 1000)}ms"
-    minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes)}m{rest:.3g}s" if minutes else f"{rest:.3g}s"
+    milliseconds = math.ceil(seconds * 1000 - 1e-6)  # whole ones, but for rounding errors
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes}m{rest / 1000:g}s" if minutes else f"{rest / 1000:g}s"

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import math
 import os
 import re
 import secrets
@@ -40,7 +41,7 @@ from router.config import AccessConfig
 logger = logging.getLogger("m3_router.access")
 
 PREFIX = "sk-m3-"
-SHORTEST_KEY = 32  # characters
+SHORTEST_KEY, LONGEST_KEY = 32, 512  # characters
 CHECK_EVERY_S = 1.0
 ENVIRONMENT = "env:"
 HASHED = "sha256:"
@@ -113,12 +114,21 @@ def digest_of_key(key: str) -> bytes:
     return sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def require_strong(key: str, name: str) -> str:
-    """The key. Raises KeysError if it is so short that somebody may have chosen it."""
+def require_usable(key: str, place: str) -> str:
+    """The key. Raises KeysError if somebody may have chosen it, or if it could never be presented.
+
+    Args:
+        place: where it stands, for the message, which never repeats the key.
+    """
     if len(key) < SHORTEST_KEY:
         raise KeysError(
-            f"The API key {name!r} has fewer than {SHORTEST_KEY} characters; `m3-router keys new` "
+            f"{place}: the API key has fewer than {SHORTEST_KEY} characters; `m3-router keys new` "
             "makes one that cannot be guessed."
+        )
+    if len(key) > LONGEST_KEY or not (key.isascii() and key.isprintable()):
+        raise KeysError(
+            f"{place}: the API key has more than {LONGEST_KEY} characters, or some that are not "
+            "printable ASCII; clients could not send it."
         )
     return key
 
@@ -148,9 +158,11 @@ def parse_keys(text: str, source: str, defaults: AccessConfig) -> KeyRing:
         KeysError: an entry is wrong. No message repeats a hash.
     """
     try:
-        entries = _ENTRIES.validate_python(yaml.safe_load(text))
-    except yaml.YAMLError:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: a date or a number that cannot be
         raise KeysError(f"{source}: not valid YAML; see `m3-router keys --help`.") from None
+    try:
+        entries = _ENTRIES.validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         at = ".".join(str(step) for step in first["loc"]) or "the file"
@@ -179,16 +191,17 @@ def read_environment(
     if pairs == [""]:
         raise KeysError(f"router.access.keys: the environment variable {variable} is not set.")
     keys = []
-    for place, pair in enumerate(pairs, start=1):
+    for number, pair in enumerate(pairs, start=1):
         name, _, value = pair.partition("=")
         hashed = value.removeprefix(HASHED)
         if hashed == value:
-            hashed = digest_of_key(require_strong(value, name)).hex() if value else ""
+            place = f"{variable}: entry {number}"
+            hashed = digest_of_key(require_usable(value, place)).hex() if value else ""
         try:
             keys.append(_key(KeyEntry(name=name, sha256=hashed), defaults))
         except ValidationError:
             raise KeysError(
-                f"{variable}: entry {place} is not name=key or name=sha256:<64 hex digits>."
+                f"{variable}: entry {number} is not name=key or name=sha256:<64 hex digits>."
             ) from None
     return KeyRing(keys)
 
@@ -220,8 +233,11 @@ class KeyStore:
     async def find(self, presented: str) -> Key | None:
         """The key that was presented, if it is in force."""
         if self._clock() >= self._check_at:
-            self._check_at = self._clock() + CHECK_EVERY_S  # the others go on with what is there
-            await self._refresh()
+            self._check_at = math.inf  # the others go on with what is there
+            try:
+                await self._refresh()
+            finally:
+                self._check_at = self._clock() + CHECK_EVERY_S
         return self._ring.find(presented)
 
     async def _refresh(self) -> None:
@@ -229,7 +245,6 @@ class KeyStore:
         signature = self._signature_now()
         if signature == self._seen:
             return
-        self._seen = signature
         try:
             self._ring = await asyncio.to_thread(self._read)
         except KeysError as error:
@@ -238,6 +253,7 @@ class KeyStore:
             )
         else:
             logger.warning("the API keys have changed; %d are in force", len(self._ring.keys))
+        self._seen = signature  # not before: if this request is cancelled, the next one reads them
 
     def _signature_now(self) -> object:
         try:

@@ -43,6 +43,13 @@ def test_entries_are_added_below_what_is_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_the_first_key_after_everybody_was_shut_out(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text("[]\n")
+    assert keys("new", "alice", "-f", str(file)).exit_code == 0
+    assert [key.name for key in read_key_file(file).keys] == ["alice"]
+
+
 def test_without_a_file_the_entry_is_shown() -> None:
     made = keys("new", "alice", "--tokens-per-minute", "1000")
     assert made.stdout.strip().startswith("sk-m3-")

@@ -371,7 +371,12 @@ async def test_remote_images_count_like_others() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0, "0ms"), (0.0201, "21ms"), (1.5, "1.5s"), (59.94, "59.9s"), (60, "1m0s"), (90, "1m30s")],
+    [
+        *[(0.0, "0ms"), (0.0201, "21ms"), (1.5, "1.5s"), (60, "1m0s"), (90, "1m30s")],
+        # Never 1000ms, 60s or 1m1e-05s.
+        *[(0.9999, "1s"), (59.9999, "1m0s"), (119.99, "1m59.99s"), (60 + 1e-11, "1m0s")],
+        (60.00001, "1m0.001s"),
+    ],
 )
 def test_durations_as_openai_writes_them(seconds: float, text: str) -> None:
     assert _duration(seconds) == text

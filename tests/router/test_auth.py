@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,7 @@ GOOD = entry("alice", ALICE)
         ("", "valid list"),
         ("[", "not valid YAML"),
         ("alice: key", "valid list"),
+        ("2026-13-45", "not valid YAML"),
         ("- name: alice", "0.sha256: Field required"),
         (entry("alice", ALICE, "limit: 3"), "0.limit: Extra inputs"),
         (entry("alice", ALICE, "requests_per_minute: 0"), "0.requests_per_minute: "),
@@ -117,6 +120,20 @@ def test_a_key_that_could_be_guessed_is_refused_and_not_repeated() -> None:
     with pytest.raises(KeysError, match="fewer than 32") as caught:
         read_environment("KEYS", DEFAULTS, {"KEYS": "alice=hunter2"})
     assert "hunter2" not in caught.value.message
+
+
+@pytest.mark.parametrize("value", [f"{ALICE}==", f"{ALICE}=x", f"alice={ALICE},{BOB}="])
+def test_a_key_without_a_name_is_not_repeated_as_one(value: str) -> None:
+    with pytest.raises(KeysError, match="KEYS: entry") as caught:
+        read_environment("KEYS", DEFAULTS, {"KEYS": value})
+    assert ALICE not in caught.value.message
+    assert BOB not in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["x" * 513, "\u00e9" * 40])
+def test_a_key_that_no_header_can_bring_is_refused(key: str) -> None:
+    with pytest.raises(KeysError, match="could not send"):
+        read_environment("KEYS", DEFAULTS, {"KEYS": f"alice={key}"})
 
 
 def test_no_keys_are_configured() -> None:
@@ -181,6 +198,32 @@ async def test_broken_keys_change_nothing_and_are_told_once(
     write_later(path, entry("bob", BOB))
     clock.now = 4.0
     assert await store.find(BOB)
+
+
+async def test_a_change_is_not_lost_with_the_request_that_noticed_it() -> None:
+    """A client may leave while the new file is being read; a revoked key must not live on."""
+    clock, go_on, reading = Clock(), threading.Event(), threading.Event()
+    keys = [Key("alice", digest_of_key(ALICE))]
+
+    def read() -> KeyRing:
+        reading.set()
+        assert go_on.wait(30)
+        return KeyRing(keys)
+
+    go_on.set()
+    store = KeyStore(read, lambda: len(keys), clock=clock)
+    keys.clear()
+    go_on.clear()
+    reading.clear()
+    clock.now = 1.0
+    noticed = asyncio.ensure_future(store.find(ALICE))
+    await asyncio.to_thread(reading.wait, 30)
+    assert await store.find(ALICE)  # the others do not wait
+    noticed.cancel()
+    await asyncio.wait([noticed])
+    go_on.set()
+    clock.now = 2.0
+    assert await store.find(ALICE) is None
 
 
 async def test_the_configured_file_is_watched(tmp_path: Path) -> None:
