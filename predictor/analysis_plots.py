@@ -1,64 +1,45 @@
 """Pictures of an analysis: PNG files for papers and slides, inline SVG for the report.
 
-Both come from the same drawing. In the SVG every colour is a custom property of the page, so that
-it follows the reader's light or dark theme, and the type is the page's.
+Both come from the same drawing.
 """
 
 from __future__ import annotations
 
-import io
-import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from html import escape
 from math import ceil
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from predictor.analysis import Analysis, Oracle, Part
+from predictor.drawing import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    draw_grid,
+    inline_svg,
+    label_right,
+    logarithmic,
+    one_plot,
+    set_margins,
+    style,
+)
 
 ACCURACY_PNG, GROUPS_PNG, SMALLEST_PNG = "accuracy.png", "groups.png", "smallest-scale.png"
 MOST_GROUPS = 24  # the largest ones; more pictures than this help nobody
 
-# Custom property of the page → what it is on paper.
-INK, MUTED, RULE, ACCENT, PAPER = "#1b1b18", "#6b6b64", "#deded8", "#0b5fa5", "#fefefe"
-_PROPERTIES = {INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent", PAPER: "paper"}
-
 _TOKENS = "mean image tokens per question (log scale)"
-
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "svg.fonttype": "none",  # text stays text
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "axes.facecolor": "none",
-    "text.color": INK,
-    "text.parse_math": False,  # names of groups are anybody's
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "ytick.major.size": 0,
-    "xtick.major.size": 3,
-    "xtick.major.width": 0.6,
-}
 
 
 def write_plots(analysis: Analysis, folder: Path) -> None:
     """Write the three pictures as PNG."""
-    with _style(), warnings.catch_warnings():
+    with style(), warnings.catch_warnings():
         # The type that comes with matplotlib lacks some scripts; the report shows those names.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         figures = {
@@ -73,18 +54,18 @@ def write_plots(analysis: Analysis, folder: Path) -> None:
 
 def accuracy_svg(analysis: Analysis, *, narrow: bool) -> str:
     """Accuracy against tokens, for a wide page or a telephone."""
-    with _style():
+    with style():
         figure = accuracy_figure(analysis, (3.7, 3.7) if narrow else (9.2, 4.5))
         layout = "for a narrow page" if narrow else "for a wide page"
-        return _svg(figure, f"Accuracy against mean image tokens, {layout}")
+        return inline_svg(figure, f"Accuracy against mean image tokens, {layout}")
 
 
 def group_svg(name: str, part: Part) -> str:
     """One small multiple, without a title."""
-    with _style():
-        figure, axes = _figure((2.3, 1.4), left=0.3, right=0.02, bottom=0.24, top=0.04)
+    with style():
+        figure, axes = one_plot((2.3, 1.4), left=0.3, right=0.02, bottom=0.24, top=0.04)
         _draw_group(axes, part)
-        return _svg(figure, f"Accuracy against mean image tokens: {name}")
+        return inline_svg(figure, f"Accuracy against mean image tokens: {name}")
 
 
 def largest_groups(analysis: Analysis) -> dict[str, Part]:
@@ -98,32 +79,9 @@ def gain(part: Part) -> float:
     return part.scales[-1].accuracy.value - part.scales[0].accuracy.value
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context(_STYLE):
-        yield
-
-
-def _figure(
-    size: tuple[float, float], *, left: float, right: float, bottom: float, top: float = 0.1
-) -> tuple[Figure, Axes]:
-    """One plot with margins in inches; a layout engine would draw everything twice."""
-    figure = Figure(figsize=size)
-    axes = figure.subplots()
-    _adjust(figure, left=left, right=right, bottom=bottom, top=top)
-    return figure, axes
-
-
-def _adjust(figure: Figure, *, left: float, right: float, bottom: float, top: float) -> None:
-    width, height = figure.get_size_inches()
-    figure.subplots_adjust(
-        left=left / width, right=1 - right / width, bottom=bottom / height, top=1 - top / height
-    )
-
-
 def accuracy_figure(analysis: Analysis, size: tuple[float, float] = (7.4, 4.4)) -> Figure:
     """Fixed scales with their intervals, what mixing them reaches, and both oracles."""
-    figure, axes = _figure(size, left=0.55, right=1.0, bottom=0.5)
+    figure, axes = one_plot(size, left=0.55, right=1.0, bottom=0.5)
     part = analysis.overall
     tokens = [each.tokens for each in part.scales]
     last = tokens[-1]
@@ -154,11 +112,11 @@ def accuracy_figure(analysis: Analysis, size: tuple[float, float] = (7.4, 4.4)) 
         axes.plot([start, last], [luck, luck], color=MUTED, lw=0.9, ls=(0, (1, 2)))
         axes.plot([start], [luck], "D", color=PAPER, mec=MUTED, ms=4.5, mew=1)
         labels.append((luck, f"any of {analysis.null.compared} runs", MUTED))
-    _frame(axes, tokens)
+    logarithmic(axes, tokens)
     if last > tokens[0]:  # room for the first number, none before the names at the right
         axes.set_xlim(tokens[0] * (tokens[0] / last) ** (0.8 / size[0]), last)
     _pad(axes)
-    _label_right(axes, labels, last, points=72 * (size[1] - 0.6))
+    label_right(axes, labels, last, points=72 * (size[1] - 0.6))
     axes.set_xlabel(_TOKENS)
     axes.set_ylabel(f"right, % ({analysis.target})")
     return figure
@@ -167,14 +125,14 @@ def accuracy_figure(analysis: Analysis, size: tuple[float, float] = (7.4, 4.4)) 
 def _draw_curves(axes: Axes, part: Part) -> None:
     """Mixtures are straight lines over tokens, so they are bent over their logarithm."""
     last = part.scales[-1].tokens
-    for points, colour, width, style in (
+    for points, colour, width, dashes in (
         (part.hull, MUTED, 0.9, "-"),
         (part.oracle_curve, ACCENT, 1.4, "-"),
         (part.stable_curve, ACCENT, 1.4, (0, (4, 2))),
     ):
         tokens = np.geomspace(points.tokens[0], max(last, points.tokens[-1]), 120)
         accuracy = 100 * np.interp(tokens, points.tokens, points.accuracy)
-        axes.plot(tokens, accuracy, color=colour, lw=width, ls=style, clip_on=False)
+        axes.plot(tokens, accuracy, color=colour, lw=width, ls=dashes, clip_on=False)
 
 
 def _draw_fixed(axes: Axes, part: Part, size: float) -> None:
@@ -210,61 +168,22 @@ def _draw_accountings(axes: Axes, oracle: Oracle) -> None:
         )
 
 
-def _frame(axes: Axes, tokens: Sequence[float]) -> None:
-    """A logarithmic axis whose ticks are the scales."""
-    if len(tokens) == 1:
-        axes.set_xlim(tokens[0] / 2, tokens[0] * 2)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(list(tokens)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-
-
 def _pad(axes: Axes) -> None:
     """Room for labels, and an axis of whole per cents that ends near 0 and 100."""
     low, high = axes.get_ylim()
     room = 0.05 * (high - low)
     axes.set_ylim(max(low - room, -2), min(high + room, 104))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    _grid(axes)
-
-
-def _grid(axes: Axes) -> None:
-    axes.grid(axis="y", color=RULE, lw=0.6)
-    axes.set_axisbelow(True)
-
-
-def _label_right(
-    axes: Axes, labels: list[tuple[float, str, str]], last: float, points: float
-) -> None:
-    """Names at the right end of the curves, moved apart where they would overlap.
-
-    Args:
-        points: the height of the axis, about.
-    """
-    low, high = axes.get_ylim()
-    room = 11 / points * (high - low)
-    placed = -np.inf
-    for value, text, colour in sorted(labels):
-        placed = max(value, placed + room)
-        axes.annotate(
-            text,
-            (last, placed),
-            xytext=(10, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            annotation_clip=False,
-        )
+    draw_grid(axes)
 
 
 def _draw_group(axes: Axes, part: Part) -> None:
     _draw_curves(axes, part)
     _draw_fixed(axes, part, size=3)
-    _frame(axes, [each.tokens for each in part.scales])
+    logarithmic(axes, [each.tokens for each in part.scales])
     axes.set_ylim(-3, 103)
     axes.yaxis.set_major_locator(FixedLocator([0, 50, 100]))
-    _grid(axes)
+    draw_grid(axes)
 
 
 def _groups_figure(analysis: Analysis) -> Figure:
@@ -296,7 +215,7 @@ def _smallest_figure(analysis: Analysis) -> Figure:
     size = (7 + room, 0.27 * len(parts) + 1.4)
     figure = Figure(figsize=size)
     panels = figure.subplots(1, 2, sharey=True)
-    _adjust(figure, left=room, right=0.15, bottom=0.5, top=0.85)
+    set_margins(figure, left=room, right=0.15, bottom=0.5, top=0.85)
     figure.subplots_adjust(wspace=0.09)
     sides = (
         (panels[0], "right there", [part.oracle for part in parts]),
@@ -350,37 +269,3 @@ def tint(at: int, count: int) -> tuple[float, ...]:
 
 def _short(name: str, most: int = 28) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
-
-
-# What matplotlib writes into an SVG and a page does not need, or must not have twice.
-_DROPPED = (
-    (r"<metadata>.*?</metadata>", ""),
-    (r"<style.*?</style>", ""),
-    (r"<defs>\s*</defs>", ""),
-    (r'<g id="[^"]*"', "<g"),
-    (r"font-family: [^;\"]*; ", ""),
-    (r' transform="rotate\(-0 [^)]*\)"', ""),
-    (r"(\d\.\d\d)\d+", r"\1"),
-    (r"\s*\n\s*", " "),
-)
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """The figure as an <svg> element without a size, in the colours and the type of the page.
-
-    Args:
-        label: what a screen reader says; also keeps the ids of two figures on a page apart.
-    """
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure)
-    with matplotlib.rc_context({"svg.hashsalt": label}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index(">", text.index("<svg")) + 1 :]
-    for pattern, kept in _DROPPED:
-        text = re.sub(pattern, kept, text, flags=re.DOTALL)
-    for colour, name in _PROPERTIES.items():
-        text = text.replace(colour, f"var(--{name})")
-    width, height = (72 * inches for inches in figure.get_size_inches())
-    view = f"0 0 {width:g} {height:g}"
-    return f'<svg viewBox="{view}" role="img" aria-label="{escape(label)}">{text}'

@@ -12,18 +12,19 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from predictor.analysis_plots import (
+from predictor.drawing import (
     ACCENT,
     INK,
     MUTED,
     PAPER,
     RULE,
-    _figure,
-    _label_right,
-    _style,
-    _svg,
+    draw_grid,
+    inline_svg,
+    label_right,
+    logarithmic,
+    one_plot,
+    style,
 )
 
 _UNITS = {
@@ -78,7 +79,7 @@ def render(report: Mapping[str, Any]) -> str:
 def write_plot(report: Mapping[str, Any], path: Path) -> None:
     """Accuracy against tokens, one panel per part, as PNG."""
     parts = report["parts"]
-    with _style():
+    with style():
         figure = Figure(figsize=(6.4 * len(parts), 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(parts), squeeze=False)[0]
@@ -93,9 +94,9 @@ def write_plot(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _frontier_svg(name: str, part: Mapping[str, Any], *, narrow: bool) -> str:
-    with _style():
+    with style():
         size = (3.7, 3.7) if narrow else (9.2, 4.5)
-        figure, axes = _figure(size, left=0.55, right=1.25, bottom=0.5)
+        figure, axes = one_plot(size, left=0.55, right=1.25, bottom=0.5)
         _draw(axes, part)
         last = part["fixed"][-1]["tokens"]
         ends = [
@@ -103,10 +104,10 @@ def _frontier_svg(name: str, part: Mapping[str, Any], *, narrow: bool) -> str:
             (100 * part["policies"]["router"]["accuracy"][-1], "router", ACCENT),
             (100 * part["hull"]["accuracy"][-1], "fixed scales", INK),
         ]
-        _label_right(axes, ends, last, points=72 * (size[1] - 0.6))
+        label_right(axes, ends, last, points=72 * (size[1] - 0.6))
         axes.set_ylabel("right, %")
         layout = "narrow" if narrow else "wide"
-        return _svg(figure, f"Accuracy against mean image tokens, {name}, {layout}")
+        return inline_svg(figure, f"Accuracy against mean image tokens, {name}, {layout}")
 
 
 def _draw(axes: Axes, part: Mapping[str, Any]) -> None:
@@ -142,13 +143,14 @@ def _draw(axes: Axes, part: Mapping[str, Any]) -> None:
         [100 * point["accuracy"] for point in certified],
         "o", color=PAPER, mec=ACCENT, ms=4.5, label="certified regret bounds",
     )  # fmt: skip
-    _log_axis(axes, [row["tokens"] for row in fixed])
+    logarithmic(axes, [row["tokens"] for row in fixed])
+    draw_grid(axes)
     axes.set_xlabel(_UNITS["tokens"])
 
 
 def _cost_svg(name: str, part: Mapping[str, Any], unit: str) -> str:
-    with _style():
-        figure, axes = _figure((4.4, 3.0), left=0.45, right=0.1, bottom=0.5)
+    with style():
+        figure, axes = one_plot((4.4, 3.0), left=0.45, right=0.1, bottom=0.5)
         curves, size = part["by_cost"][unit], _SIZE_OF[unit]
         for policy, colour, dashes in (
             ("oracle", MUTED, (0, (4, 2))),
@@ -159,18 +161,15 @@ def _cost_svg(name: str, part: Mapping[str, Any], unit: str) -> str:
             if policy in curves:
                 cost = np.array(curves[policy]["tokens"]) / size
                 axes.plot(cost, 100 * np.array(curves[policy]["accuracy"]), color=colour, ls=dashes)
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_locator(FixedLocator([row[unit] / size for row in part["fixed"]]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        logarithmic(axes, [row[unit] / size for row in part["fixed"]], digits=".3g")
         axes.set_xlabel(_UNITS[unit])
-        _grid(axes)
-        return _svg(figure, f"Accuracy against {_UNITS[unit]}, {name}")
+        draw_grid(axes)
+        return inline_svg(figure, f"Accuracy against {_UNITS[unit]}, {name}")
 
 
 def _reliability_svg(name: str, part: Mapping[str, Any]) -> str:
-    with _style():
-        figure, axes = _figure((3.4, 3.0), left=0.5, right=0.1, bottom=0.5)
+    with style():
+        figure, axes = one_plot((3.4, 3.0), left=0.5, right=0.1, bottom=0.5)
         axes.plot([0, 100], [0, 100], color=RULE, lw=1)
         bins = part["reliability"]
         axes.plot(
@@ -180,21 +179,8 @@ def _reliability_svg(name: str, part: Mapping[str, Any]) -> str:
         )  # fmt: skip
         axes.set_xlabel("predicted success, %")
         axes.set_ylabel("observed, %")
-        _grid(axes)
-        return _svg(figure, f"Predicted against observed success, {name}")
-
-
-def _log_axis(axes: Axes, ticks: list[float]) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-    _grid(axes)
-
-
-def _grid(axes: Axes) -> None:
-    axes.grid(axis="y", color=RULE, lw=0.6)
-    axes.set_axisbelow(True)
+        draw_grid(axes)
+        return inline_svg(figure, f"Predicted against observed success, {name}")
 
 
 def _lead(part: Mapping[str, Any]) -> str:
