@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -92,8 +93,9 @@ def read_csv(text: str, path: Path) -> Content:
     Raises:
         OutcomesError: the columns `image` and `question` are missing, or quotes do not close.
     """
-    lines = text.splitlines(keepends=True)
-    delimiter = "\t" if lines and "\t" in lines[0] else ","
+    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+    # Not splitlines: it would also cut at form feeds and Unicode's separators within a cell.
+    lines = io.StringIO(text, newline="")
     reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
     reader.fieldnames = columns = [column.strip() for column in reader.fieldnames or ()]
     missing = {"image", "question"}.difference(columns)

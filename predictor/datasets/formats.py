@@ -271,6 +271,8 @@ def _text(record: Record, name: str) -> str:
     text = record.get(name)
     if not isinstance(text, str) or not text.strip():
         raise RecordError(f"{name!r} must be a text that is not empty.")
+    if "\0" in text:
+        raise RecordError(f"{name!r} holds a NUL character.")
     return text
 
 

@@ -18,7 +18,10 @@ _EXTENSIONS = ("", ".jpg", ".jpeg", ".png", ".webp")
 
 
 def find_picture(folder: Path, names: Iterable[str]) -> str | None:
-    """The first of the names that is a file in `folder`, as it is or with a picture's extension."""
+    """The first of the names that is a file in `folder`, as it is or with a picture's extension.
+
+    Raises OSError for what no file can be called, such as a picture itself in base64.
+    """
     candidates = (name + extension for name in names for extension in _EXTENSIONS)
     return next((name for name in candidates if (folder / name).is_file()), None)
 

@@ -127,7 +127,13 @@ class _Rows:
         return tuple(sorted(self._rows, key=lambda row: row.image))
 
     def _row(self, entry: Entry, place: str, sample: str) -> Row:
-        image = find_picture(self._folder, entry.images) or entry.images[0]
+        try:
+            image = find_picture(self._folder, entry.images) or entry.images[0]
+        except OSError as error:
+            raise RecordError(
+                f"no file can be called {entry.images[0][:40]!r}… ({error.strerror}); pictures are "
+                "files in a folder."
+            ) from error
         split, metric = self._split(entry, image), self._checked_metric(entry)
         taken = self._places.get(sample)
         if taken is not None:

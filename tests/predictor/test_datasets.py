@@ -45,6 +45,8 @@ def test_rows_of_one_picture_follow_each_other(tmp_path: Path) -> None:
         ("[1]", "line 2: not a JSON object"),
         ('{"question": "What?"}', "line 2: 'image' must be"),
         ('{"image": "a.png", "question": ""}', "line 2: 'question' must be"),
+        (r'{"image": "a\u0000.png", "question": "W?"}', "line 2: 'image' holds a NUL"),
+        ('{"image": "%s", "question": "W?"}' % ("A" * 5000), "line 2: no file can be called 'AAA"),
         ('{"image": "a.png", "question": "W?", "answers": "red"}', "line 2: 'answers'"),
         ('{"image": "a.png", "question": "W?", "split": "dev"}', "line 2: split 'dev'"),
     ],

@@ -258,6 +258,17 @@ def test_csv(written: Written) -> None:
     assert row.answers == ("red|blue",)  # one answer, as the column's name says
 
 
+def test_only_line_feeds_end_a_line_of_csv(written: Written) -> None:
+    path = written(
+        "odd.csv", "image,question,answer\na.png,What\u2028is\x0cthis?,re\x85d\nb,Why?,\n"
+    )
+    dataset = read_dataset(path)
+    assert not dataset.problems
+    first, second = dataset.rows
+    assert (first.question, first.answers) == ("What\u2028is\x0cthis?", ("re\x85d",))
+    assert second.place == f"{path}, line 3"
+
+
 @pytest.mark.parametrize(
     ("name", "record", "message"),
     [
