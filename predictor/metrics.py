@@ -97,8 +97,10 @@ _FUNCTIONS: Mapping[Metric, Callable[[str, Sequence[str]], float]] = {
 
 def _normalised(answer: str) -> str:
     text = _PUNCTUATION.sub(" ", _THOUSANDS.sub("", answer.casefold()))
-    words = (_NUMBERS.get(word, word) for word in text.split())
-    return " ".join(word for word in words if word not in _ARTICLES)
+    words = [_NUMBERS.get(word, word) for word in text.split()]
+    kept = [word for word in words if word not in _ARTICLES]
+    # Option "A" and the sign "?" are answers too: not everything can be left away.
+    return " ".join(kept or words) or answer.strip().casefold()
 
 
 def _equal(one: str, other: str) -> bool:

@@ -26,6 +26,9 @@ from predictor.metrics import (
         ("12:30", ["12:30"]),
         ("-4", ["-4.0"]),
         ("yes,", ["Yes"]),
+        ("a", ["A"]),
+        ("(A)", ["A."]),
+        ("?", ["?"]),
     ],
 )
 def test_what_counts_as_equal(answer: str, accepted: list[str]) -> None:
@@ -43,6 +46,9 @@ def test_what_counts_as_equal(answer: str, accepted: list[str]) -> None:
         ("12:30", ["1230"]),
         ("red", []),
         ("nan", ["inf"]),
+        ("", ["A"]),  # an option, not an article
+        ("the", ["A"]),
+        ("!", ["?"]),
     ],
 )
 def test_what_does_not(answer: str, accepted: list[str]) -> None:
