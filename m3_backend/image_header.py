@@ -96,9 +96,10 @@ def _with_pillow(reader: Callable[[BytesIO], Image.Image]) -> Callable[[bytes], 
 def _png(data: bytes) -> tuple[_Size, int]:
     """Pillow's header; EXIF may also stand behind the pixels (PNG, 3rd edition, 5.6)."""
     size, orientation = _with_pillow(PngImageFile)(data)
-    for start, length, kind in _png_chunks(data):
-        if kind == b"eXIf":
-            orientation = _orientation(_exif(data[start : start + length]))
+    blocks = [(start, length) for start, length, kind in _png_chunks(data) if kind == b"eXIf"]
+    if blocks:  # one is allowed; a file may hold hundreds of thousands, and each takes its time
+        start, length = blocks[-1]
+        orientation = _orientation(_exif(data[start : start + length]))
     return size, orientation
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import math
 from hashlib import sha256
@@ -32,6 +33,7 @@ class Caller:
         if key is not None and key.tokens_per_minute is not None:
             self._quotas.append(Quota("tokens", key.tokens_per_minute))
         self._standings: tuple[Standing, ...] = ()
+        self._requests = 0  # that were asked for so far
         self.degraded: tuple[str, ...] = ()
 
     @property
@@ -60,23 +62,38 @@ class Caller:
 
     async def take_requests(self, count: int = 1) -> None:
         """Counts requests. Raises RateLimitError if there is no room for all of them."""
+        self._requests += count
         await self._take(requests=count)
 
     async def take_tokens(self, tokens: int) -> Charge:
         """Reserves the most that a request can use. Raises RateLimitError if there is no room."""
-        await self._take(tokens=tokens)
-        quota = next((quota for quota in self._quotas if quota.kind == "tokens"), None)
-        return Charge(self._limiter, self._account, quota, tokens)
-
-    async def _take(self, requests: int = 0, tokens: int = 0) -> None:
         if not self._quotas:
-            return
+            return Charge(self._limiter, self._account, None, tokens)
+        reserving = asyncio.ensure_future(self._reserve(tokens))
+        try:
+            return await asyncio.shield(reserving)
+        except asyncio.CancelledError:  # Redis may have taken them by now
+            reserving.add_done_callback(_give_back)
+            raise
+
+    async def _reserve(self, tokens: int) -> Charge:
+        degraded = await self._take(tokens=tokens)
+        quota = next((quota for quota in self._quotas if quota.kind == "tokens"), None)
+        return Charge(self._limiter, self._account, quota, tokens, alone=degraded)
+
+    async def _take(self, requests: int = 0, tokens: int = 0) -> bool:
+        """Whether this process decided alone, because Redis is away."""
+        if not self._quotas:
+            return False
         costs = [requests if quota.kind == "requests" else tokens for quota in self._quotas]
         taken = await self._limiter.take(self._account, self._quotas, costs)
         self._standings = taken.standings
-        self.degraded = ("redis",) if taken.degraded else ()
+        if taken.degraded:
+            self.degraded = ("redis",)
         if taken.short_of is not None:
-            raise refusal(taken, taken.short_of, dict(zip(self._quotas, costs, strict=True)))
+            whole = self._requests if taken.short_of.kind == "requests" else tokens
+            raise refusal(taken, taken.short_of, whole)
+        return taken.degraded
 
     def headers(self) -> dict[str, str]:
         """OpenAI's rate limit headers, for the limits that this caller has."""
@@ -87,6 +104,12 @@ class Caller:
             fields[f"x-ratelimit-remaining-{kind}"] = str(standing.remaining)
             fields[f"x-ratelimit-reset-{kind}"] = _duration(standing.reset_s)
         return fields
+
+
+def _give_back(reserving: asyncio.Task[Charge]) -> None:
+    """Frees what nobody will use."""
+    if not reserving.cancelled() and reserving.exception() is None:
+        reserving.result().settle(0)
 
 
 ANYBODY = Caller()

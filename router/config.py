@@ -8,7 +8,8 @@ from ipaddress import IPv4Network, IPv6Network
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MIB = 1024 * 1024
-HOST_ENTRY = re.compile(r"(\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*)(:[0-9]{1,5})?")
+# A name, whose last label begins with a letter: URLs with addresses are never fetched.
+HOST_ENTRY = re.compile(r"(\*|(\*\.)?([a-z0-9_-]+\.)*[a-z][a-z0-9_-]*)(:[0-9]{1,5})?")
 ORIGIN = re.compile(r"\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?")
 
 

@@ -134,7 +134,7 @@ def _add_api(app: FastAPI, service: RoutingService, clock: Callable[[], float]) 
         """Decides on a chat request and explains the decision, without answering."""
         trace = _trace(request)
         body = await read_body(request, service.config.max_body_bytes)
-        plan = await service.plan(body, trace)
+        plan = await until_disconnect(request.receive, service.plan(body, trace))
         explained = route(plan, trace)
         return _json(explained, headers(explained.m3))
 

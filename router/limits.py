@@ -13,8 +13,9 @@ buckets of its own, of the same size, from where Redis left them.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,7 +38,9 @@ DEEPEST = 2  # times the limit; more debt than this was not earned by requests
 
 # KEYS: one bucket per limit. ARGV: period, whether to fill them even if they run over, then cost
 # and limit of each. Gives the seconds until it would fit (0: it did) and the new levels.
-# A bucket with no sense in it is an empty one. It has no time to live: Redis evicts what has one.
+# A bucket with no sense in it is an empty one; one that is fuller than can be, or was filled in the
+# future (Redis' clock was put back), is put right at once, for refusals alone would never empty it.
+# It has no time to live: Redis evicts what has one.
 SCRIPT = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -50,14 +53,18 @@ for i, key in ipairs(KEYS) do
   level = level - math.max(now - at, 0) * limit / period
   if not (level > 0) then level = 0 end
   levels[i] = math.min(level, limit * DEEPEST)
+  if at > now or level > levels[i] then
+    redis.call('HSET', key, 'level', string.format('%.17g', levels[i]),
+               'at', string.format('%.17g', now))
+  end
   wait = math.max(wait, (levels[i] + cost - limit) * period / limit)
 end
 if force or wait < 1e-6 then
   wait = 0
   for i, key in ipairs(KEYS) do
-    local cost = tonumber(ARGV[2 * i + 1])
+    local cost, limit = tonumber(ARGV[2 * i + 1]), tonumber(ARGV[2 * i + 2])
     if cost ~= 0 then
-      levels[i] = math.max(levels[i] + cost, 0)
+      levels[i] = math.min(math.max(levels[i] + cost, 0), limit * DEEPEST)
       redis.call('HSET', key, 'level', string.format('%.17g', levels[i]),
                  'at', string.format('%.17g', now))
     end
@@ -129,11 +136,14 @@ class LocalBuckets:
             level = min(max(level - (now - at) * limit / period_s, 0.0), limit * DEEPEST)
             levels.append(level)
             wait_s = max(wait_s, (level + cost - limit) * period_s / limit)
-        if not force and wait_s >= 1e-6:
-            return wait_s, levels
-        levels = [max(level + cost, 0.0) for level, (cost, _) in zip(levels, costs, strict=True)]
+        if force or wait_s < 1e-6:
+            wait_s = 0.0
+            levels = [
+                min(max(level + cost, 0.0), limit * DEEPEST)
+                for level, (cost, limit) in zip(levels, costs, strict=True)
+            ]
         self.put(names, levels)
-        return 0.0, levels
+        return wait_s, levels
 
     def put(self, names: Sequence[str], levels: Sequence[float]) -> None:
         """Takes over what Redis knows."""
@@ -178,6 +188,7 @@ class Limiter:
         costs: Sequence[int],
         *,
         force: bool = False,
+        alone: bool = False,
     ) -> Taken:
         """Fills every bucket by its cost, or none if one would run over.
 
@@ -185,11 +196,12 @@ class Limiter:
             account: whose buckets.
             costs: one per quota; 0 only looks, a negative one gives back.
             force: fill them even if they run over.
+            alone: only this process's own buckets.
         """
         # In braces, so that a Redis cluster keeps a caller's buckets together.
         names = [f"{PREFIX}{{{account}}}:{quota.kind}" for quota in quotas]
         pairs = [(cost, quota.limit) for cost, quota in zip(costs, quotas, strict=True)]
-        shared = await self._take_shared(names, pairs, force=force)
+        shared = None if alone else await self._take_shared(names, pairs, force=force)
         wait_s, levels = shared or self._local.take(names, pairs, force=force)
         over = [(level + cost) / limit for level, (cost, limit) in zip(levels, pairs, strict=True)]
         return Taken(
@@ -209,19 +221,21 @@ class Limiter:
         try:
             async with asyncio.timeout(self._timeout_s):
                 answer = await self._script(keys=names, args=arguments)
+            wait_s, *levels = map(float, answer)
+            if len(levels) != len(names) or not all(map(math.isfinite, (wait_s, *levels))):
+                raise ValueError("not what the script answers")
         except redis.ResponseError:  # full or read-only: it still answers others
             return None
-        except (redis.RedisError, OSError, TimeoutError):
+        except (redis.RedisError, OSError, TimeoutError, ValueError, TypeError):
             self._breaker.failed()
             return None
         self._breaker.succeeded()
-        wait_s, *levels = map(float, answer)
         self._local.put(names, levels)
         return wait_s, levels
 
-    def settle(self, account: str, quota: Quota, cost: int) -> None:
+    def settle(self, account: str, quota: Quota, cost: int, *, alone: bool = False) -> None:
         """Corrects a bucket afterwards, behind the caller's back."""
-        task = asyncio.ensure_future(self.take(account, [quota], [cost], force=True))
+        task = asyncio.ensure_future(self.take(account, [quota], [cost], force=True, alone=alone))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
@@ -240,11 +254,23 @@ class Limiter:
 
 
 class Charge:
-    """Tokens that were reserved for a request, until it is known how many it used."""
+    """Tokens that were reserved for a request, until it is known how many it used.
 
-    def __init__(self, limiter: Limiter, account: str, quota: Quota | None, reserved: int) -> None:
+    Args:
+        alone: they were reserved while Redis was away, so it must not give back what it never took.
+    """
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        account: str,
+        quota: Quota | None,
+        reserved: int,
+        *,
+        alone: bool = False,
+    ) -> None:
         self._limiter, self._account, self._quota = limiter, account, quota
-        self._reserved = reserved
+        self._reserved, self._alone = reserved, alone
 
     async def settled_by(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
         """`events`; when they end, however they do, what they used is what was charged."""
@@ -260,18 +286,26 @@ class Charge:
                         answer = event.completion_tokens
                     yield event
         finally:
-            if self._quota is not None:
-                used = prompt + answer
-                self._limiter.settle(self._account, self._quota, used - self._reserved)
+            self.settle(prompt + answer)
+
+    def settle(self, used: int) -> None:
+        """Leaves what was used."""
+        if self._quota is not None:
+            over = used - self._reserved
+            self._limiter.settle(self._account, self._quota, over, alone=self._alone)
 
 
-def refusal(taken: Taken, quota: Quota, costs: Mapping[Quota, int]) -> RateLimitError:
-    """What a caller hears who was short of a quota; without a time if it will never be enough."""
-    cost = costs[quota]
+def refusal(taken: Taken, quota: Quota, cost: int) -> RateLimitError:
+    """What a caller hears who was short of a quota; without a time if it will never be enough.
+
+    Args:
+        cost: of the whole request, what it was granted before included.
+    """
     if cost > quota.limit:
+        less = "a shorter answer or a coarser scale" if quota.kind == "tokens" else "fewer at once"
         return RateLimitError(
-            f"This request may take {cost:,} {quota.kind}, and this API key is limited to "
-            f"{quota.limit:,} per minute; ask for a shorter answer or a coarser scale."
+            f"This request takes up to {cost:,} {quota.kind}, and this API key is limited to "
+            f"{quota.limit:,} per minute; ask for {less}."
         )
     return RateLimitError(
         f"This API key has used up its {quota.limit:,} {quota.kind} per minute; try again in "

@@ -18,9 +18,10 @@ import asyncio
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
-from socket import SOCK_STREAM
+from functools import cached_property, partial
+from socket import SOCK_STREAM, getaddrinfo
 
 import httpx
 
@@ -44,6 +45,8 @@ _URL = re.compile(
     rf"(?P<query>\?(?:[a-z0-9._~!$&'()*+,;=:@/?-]|%[0-9a-f]{{2}})*)?",
     re.ASCII | re.IGNORECASE,
 )
+
+_LOOKUPS = ThreadPoolExecutor(16, thread_name_prefix="lookup")
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
@@ -83,8 +86,13 @@ def parse_url(url: str) -> RemoteUrl:
 
 
 async def system_addresses(host: str, port: int) -> Sequence[str]:
-    """What the system's resolver knows, most preferred first."""
-    answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=SOCK_STREAM)
+    """What the system's resolver knows, most preferred first.
+
+    On threads of its own: a lookup cannot be interrupted, and names that take their time, which a
+    caller may choose, must not take the threads that the rest of the process waits for.
+    """
+    look_up = partial(getaddrinfo, host, port, type=SOCK_STREAM)
+    answers = await asyncio.get_running_loop().run_in_executor(_LOOKUPS, look_up)
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 
@@ -127,7 +135,7 @@ class ImageFetcher:
                 `remote_image_unavailable`, `remote_image_timeout`, `image_too_large`.
         """
         total = _Allowance(self._config.max_total_bytes)
-        limit_s = min(patience_s, self._config.timeout_s)
+        limit_s = max(0.0, min(patience_s, self._config.timeout_s))
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = {
@@ -140,10 +148,10 @@ class ImageFetcher:
 
     async def _one(self, url: str, param: str, limit_s: float, total: _Allowance) -> bytes:
         try:
+            remote = parse_url(url)
+            if not self._is_listed(remote):
+                raise _forbidden()
             async with asyncio.timeout(limit_s), self._places:
-                remote = parse_url(url)
-                if not self._is_listed(remote):
-                    raise _forbidden()
                 return await self._download(remote, await self._addresses(remote), param, total)
         except InvalidRequestError as error:
             error.param = param

@@ -7,7 +7,6 @@ decision and the hand-over, and settled when the answer ends.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -155,10 +154,10 @@ class RoutingService:
         Raises:
             ServiceError: whatever is wrong with the request, or went wrong on its way.
         """
-        deadline = self._clock() + self.config.request_timeout_s
+        deadline = self._deadline()
         plan = await self.plan(body, trace, deadline)
-        charge = await trace.caller.take_tokens(self._most_tokens(plan))
         request = self._generation_request(plan, trace.request_id, deadline)
+        charge = await trace.caller.take_tokens(self._most_tokens(plan))
         events = charge.settled_by(self._until(deadline, self._backend.generate(request)))
         try:
             started = await anext(events, None)
@@ -176,6 +175,7 @@ class RoutingService:
         Raises:
             ServiceError: whatever is wrong with the request.
         """
+        deadline = self._deadline() if deadline is None else deadline
         info = await self._backend.info()
         began_s = trace.elapsed_s()
         plan = await self._understand(partial(parse_chat_request, body), info, trace, deadline)
@@ -185,11 +185,13 @@ class RoutingService:
         return plan
 
     async def plan_batch(self, body: bytes, trace: Trace) -> list[Plan | ServiceError]:
-        """The same for many requests, one after the other: others are waiting too.
+        """The same for many requests, one after the other: others are waiting too. After the
+        service's time limit no more images are fetched.
 
         Raises:
             ServiceError: whatever is wrong with the batch as a whole.
         """
+        deadline = self._deadline()
         info = await self._backend.info()
         began_s = trace.elapsed_s()
         documents = await self._off_loop(parse_batch, body, self.config.max_route_batch)
@@ -197,7 +199,8 @@ class RoutingService:
         plans: list[Plan | ServiceError] = []
         for index, document in enumerate(documents):
             try:
-                plans.append(await self._understand(partial(chat_request, document), info, trace))
+                read = partial(chat_request, document)
+                plans.append(await self._understand(read, info, trace, deadline))
             except ServiceError as error:
                 error.param = f"requests[{index}]" + (f".{error.param}" if error.param else "")
                 plans.append(error)
@@ -209,7 +212,7 @@ class RoutingService:
         read: Callable[[], ChatRequest],
         info: ModelInfo,
         trace: Trace,
-        deadline: float | None = None,
+        deadline: float,
     ) -> Plan:
         """A decided plan, on planning threads but for what has to be fetched."""
         plan = await self._off_loop(self._plan, read, info, trace.caller)
@@ -217,6 +220,10 @@ class RoutingService:
             fetched = await self._fetch(plan.conversation, trace, deadline)
             plan = await self._off_loop(self._decide, plan, info, trace.caller, fetched)
         return plan
+
+    def _deadline(self) -> float:
+        """Of a request that arrives now, in Unix time."""
+        return self._clock() + self.config.request_timeout_s
 
     def close(self) -> None:
         """Gives the threads back. Requests under way end with an error."""
@@ -253,14 +260,13 @@ class RoutingService:
         return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
 
     async def _fetch(
-        self, conversation: Conversation, trace: Trace, deadline: float | None
+        self, conversation: Conversation, trace: Trace, deadline: float
     ) -> dict[str, bytes]:
         """What is behind the remote URLs; nothing but this request waits for it."""
         assert self._fetcher is not None
-        left_s = math.inf if deadline is None else deadline - self._clock()
         began_s = trace.elapsed_s()
         try:
-            return await self._fetcher.fetch(conversation.remote(), left_s)
+            return await self._fetcher.fetch(conversation.remote(), deadline - self._clock())
         finally:
             trace.fetch_s += trace.elapsed_s() - began_s
 

@@ -69,6 +69,7 @@ def test_changes_win_over_the_file_and_leave_the_rest(tmp_path: Path) -> None:
         ("router: {access: {cors_origins: [example.org]}}", "router.access.cors_origins: 'example"),
         ("router: {images: {remote: {hosts: ['https://a.org/']}}}", "is no host; write images.exa"),
         ("router: {images: {remote: {hosts: [A.org]}}}", "is no host"),
+        ("router: {images: {remote: {hosts: [10.0.0.1]}}}", "is no host"),
         ("router: {images: {remote: {networks: [10.0.0.1/8]}}}", "router.images.remote.networks"),
         ("serve: [", "not valid YAML"),
         ("- a\n- list", "expected sections"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -18,8 +19,9 @@ from m3_backend.errors import BackendError, ServiceError
 from router.access import Access, Caller, _duration
 from router.auth import Key, KeyRing, KeyStore, digest_of_key, new_key
 from router.config import AccessConfig, RouterConfig
+from router.errors import RateLimitError
 from router.http import build_app
-from router.limits import Limiter
+from router.limits import Limiter, Taken
 from router.service import RoutingService
 from tests.conftest import RedisServer
 from tests.fakes import FakeBackend, FakePredictor
@@ -220,6 +222,45 @@ async def test_a_batch_is_as_many_requests_as_are_in_it() -> None:
         for status in (200, 429):
             answer = await client.post("/v1/route/batch", json=batch, headers=bearer(ALICE))
             assert answer.status_code == status
+
+
+async def test_a_batch_that_can_never_fit_is_not_tried_again() -> None:
+    async with client_of(guarded(limits={"requests_per_minute": 4})) as client:
+        for size, again in ((5, False), (4, True)):  # one of the four went to the batch of five
+            batch = {"requests": [chat()] * size}
+            answer = await client.post("/v1/route/batch", json=batch, headers=bearer(ALICE))
+            assert answer.status_code == 429
+            assert ("retry-after" in answer.headers) is again
+            assert ("x-should-retry" in answer.headers) is not again
+            assert ("up to 5 requests" in answer.json()["error"]["message"]) is not again
+
+
+async def test_a_client_that_leaves_while_tokens_are_reserved_gets_them_back() -> None:
+    """Redis may have taken them when nobody waits for its answer any more."""
+    limiter = Limiter(period_s=STILL)
+    caller = Caller(Key("alice", digest_of_key(ALICE), tokens_per_minute=1000), limiter)
+    asked, go_on, take = asyncio.Event(), asyncio.Event(), limiter.take
+
+    async def slow(*args: Any, **options: Any) -> Taken:
+        taken = await take(*args, **options)
+        asked.set()
+        await go_on.wait()
+        return taken
+
+    limiter.take = slow  # type: ignore[method-assign]
+    reserving = asyncio.ensure_future(caller.take_tokens(900))
+    await asked.wait()
+    reserving.cancel()
+    await asyncio.wait([reserving])
+    assert reserving.cancelled()
+    limiter.take = take  # type: ignore[method-assign]
+    go_on.set()
+    async with asyncio.timeout(30):
+        while caller.headers().get("x-ratelimit-remaining-tokens") != "1000":
+            await limiter.settled()
+            await asyncio.sleep(0)
+            with contextlib.suppress(RateLimitError):
+                await caller.take_requests(0)
 
 
 async def test_a_request_over_the_limit_costs_no_planning() -> None:

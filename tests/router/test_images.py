@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import zlib
 from io import BytesIO
 
 import pytest
@@ -67,6 +68,28 @@ def test_size_is_as_displayed(kind: str, orientation: int, size: tuple[int, int]
     exif[0x0112] = orientation
     image = read(picture(kind, exif=exif.tobytes()))
     assert (image.width, image.height) == size
+
+
+def test_of_many_exif_chunks_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten megabytes of them would keep a planning thread busy for half a minute."""
+    loaded: list[bytes] = []
+    load = Image.Exif.load
+
+    def counting(exif: Image.Exif, data: bytes) -> None:
+        loaded.append(data)
+        load(exif, data)
+
+    monkeypatch.setattr(Image.Exif, "load", counting)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(block)) + b"eXIf" + block
+    chunk += struct.pack(">I", zlib.crc32(chunk[4:]))
+    whole = picture("PNG")
+    end = whole.index(b"IEND") - 4
+    image = read(whole[:end] + chunk * 100 + whole[end:])
+    assert (image.width, image.height) == (30, 40)
+    assert len(loaded) <= 2  # Pillow's own look at the header, and ours
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "ICO", "PPM"])

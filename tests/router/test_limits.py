@@ -122,8 +122,8 @@ def test_local_buckets_never_hold_more_than_was_allowed(
         fits = level + cost <= limit
         assert (wait_s == 0) == (fits or force)
         if fits or force:
-            level = max(min(level, 2 * limit) + cost, 0)
-        assert told == pytest.approx(level) or told == pytest.approx(min(level, 2 * limit))
+            level = min(max(level + cost, 0), 2 * limit)
+        assert told == pytest.approx(level)
 
 
 async def test_redis_and_local_buckets_agree(redis_server: RedisServer) -> None:
@@ -197,11 +197,20 @@ async def test_nonsense_in_redis_is_an_empty_bucket(
         assert (taken.short_of, taken.degraded) == (None, False)
 
 
-async def test_a_full_bucket_that_nobody_filled_is_bounded(redis_server: RedisServer) -> None:
+@pytest.mark.parametrize(
+    ("level", "at"), [("1e300", "1e300"), ("1e300", "0"), ("10", "1e300"), ("inf", "1e300")]
+)
+async def test_a_full_bucket_that_nobody_filled_is_bounded_and_drains(
+    redis_server: RedisServer, level: str, at: str
+) -> None:
+    """Redis' clock may have been put back, or somebody else wrote there."""
     name = "m3:limit:{a}:requests"
-    redis_server.client().hset(name, mapping={"level": "1e300", "at": "1e300"})
+    redis_server.client().hset(name, mapping={"level": level, "at": at})
     async with limiters(redis_server.url, period_s=60.0) as [limiter]:
         assert (await limiter.take("a", [REQUESTS], [1])).wait_s <= 66.1
+    async with limiters(redis_server.url, period_s=0.2) as [limiter], asyncio.timeout(30):
+        while not await granted(limiter):
+            await asyncio.sleep(0.01)
 
 
 async def test_another_kind_of_value_in_redis_is_redis_being_away(
@@ -211,6 +220,32 @@ async def test_another_kind_of_value_in_redis_is_redis_being_away(
     async with limiters(redis_server.url) as [limiter]:
         taken = await limiter.take("a", [REQUESTS], [1])
         assert (taken.short_of, taken.degraded) == (None, True)
+
+
+@pytest.mark.parametrize(
+    "answer", [None, [], [b"x", b"1"], [b"0", b"nan"], [b"0"], [b"0", b"1", b"2"], 7]
+)
+async def test_what_the_script_never_answers_is_redis_being_away(answer: Any) -> None:
+    async with limiters("redis://127.0.0.1:1/0") as [limiter]:
+
+        async def lying(**_: Any) -> Any:
+            return answer
+
+        limiter._script = lying  # type: ignore[assignment]
+        taken = await limiter.take("a", [REQUESTS], [1])
+        assert (taken.short_of, taken.degraded) == (None, True)
+        assert taken.standings[0].remaining == 9
+
+
+async def test_redis_gives_back_only_what_it_took(redis_server: RedisServer) -> None:
+    async with limiters(redis_server.url) as [limiter]:
+        await limiter.take("a", [TOKENS], [500])
+        taken = await limiter.take("a", [TOKENS], [300], alone=True)  # as while Redis is away
+        assert taken.standings[0].remaining == 200
+        Charge(limiter, "a", TOKENS, 300, alone=True).settle(0)
+        await limiter.settled()
+        assert (await limiter.take("a", [TOKENS], [0], alone=True)).standings[0].remaining == 500
+        assert (await limiter.take("a", [TOKENS], [0])).standings[0].remaining == 500
 
 
 async def test_buckets_have_no_time_to_live(redis_server: RedisServer) -> None:

@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import ssl
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 
 from m3_backend.errors import ServiceError
 from router.config import RemoteImageConfig
-from router.remote_images import ImageFetcher, Resolve, parse_url
+from router.remote_images import ImageFetcher, Resolve, parse_url, system_addresses
 from tests.router.support import picture
 
 HERE = "127.0.0.1"
@@ -389,6 +391,26 @@ async def never(host: str, port: int) -> Sequence[str]:
 async def test_a_name_server_that_does_not_answer_is_left() -> None:
     slow = fetcher(never, timeout_s=0.05)
     assert await refusal("https://images.example/a", slow) == "remote_image_timeout"
+
+
+async def test_slow_lookups_do_not_take_the_threads_of_others() -> None:
+    """Nor do others take theirs: here the process's own are all busy."""
+    busy = threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    waiting = asyncio.ensure_future(asyncio.to_thread(busy.wait, 60))
+    try:
+        async with asyncio.timeout(30):
+            assert HERE in await system_addresses("localhost", 80)
+        assert not waiting.done()
+    finally:
+        busy.set()
+        await waiting
+
+
+async def test_a_request_whose_time_is_over_fetches_nothing() -> None:
+    with pytest.raises(ServiceError, match="within 0 seconds") as caught:
+        await fetcher(never).fetch({"https://images.example/a": "f"}, -3.0)
+    assert caught.value.code == "remote_image_timeout"
 
 
 async def test_a_request_waits_no_longer_than_it_has_time() -> None:

@@ -241,6 +241,16 @@ async def test_remote_images_are_fetched_by_the_event_loop_and_used_like_any_oth
     assert (trace.fetch_s, trace.routing_s) == (1, 2)  # the time of others is not our own
 
 
+async def test_all_images_of_a_batch_share_the_time_of_one_request() -> None:
+    """Sixty-four slow hosts in a row would outlast the proxy in front, which answers nothing."""
+    shelf, times = Shelf(), iter([NOW, NOW + 10, NOW + 29, NOW + 31])
+    config = RouterConfig(request_timeout_s=30.0)
+    routing = RoutingService(FakeBackend(), None, config, fetcher=shelf, clock=times.__next__)
+    body = json.dumps({"requests": [chat(image_part(URL), QUESTION)] * 3}).encode()
+    await routing.plan_batch(body, Trace("id"))
+    assert [patience_s for _, patience_s, _ in shelf.asked] == [20.0, 1.0, -1.0]
+
+
 async def test_nothing_is_fetched_for_a_request_that_is_refused_or_needs_nothing() -> None:
     shelf = Shelf()
     routing = RoutingService(FakeBackend(), None, RouterConfig(), fetcher=shelf)
