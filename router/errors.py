@@ -127,7 +127,7 @@ def translate(error: Exception) -> ServiceError:
 def from_validation(error: ValidationError, document: object) -> InvalidRequestError:
     """The first thing that is wrong with `document`, by the name its author gave it."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    param = _param(first["loc"], document)
+    param = _param(first["loc"], document, missing=first["type"] == "missing")
     if first["type"] == "extra_forbidden":
         return InvalidRequestError(
             f"{param!r} is not supported; leave it out.",
@@ -142,10 +142,12 @@ def from_validation(error: ValidationError, document: object) -> InvalidRequestE
         )
     if not param:
         return InvalidRequestError("The request body must be a JSON object.")
-    return InvalidRequestError(f"{param!r} is not valid: {first['msg']}.", param=param)
+    # Pydantic names the Python class there.
+    said = "Input should be an object" if first["type"] == "model_type" else first["msg"]
+    return InvalidRequestError(f"{param!r} is not valid: {said}.", param=param)
 
 
-def _param(location: Sequence[int | str], document: object) -> str:
+def _param(location: Sequence[int | str], document: object, *, missing: bool) -> str:
     """`messages[0].content[1].text` from pydantic's location, union branches left out."""
     path = ""
     for depth, step in enumerate(location):
@@ -153,6 +155,6 @@ def _param(location: Sequence[int | str], document: object) -> str:
             path, document = f"{path}[{step}]", document[step]
         elif isinstance(document, dict) and step in document:
             path, document = f"{path}.{step}", document[step]
-        elif depth == len(location) - 1 and isinstance(document, dict):  # a field that is missing
+        elif missing and depth == len(location) - 1:
             path = f"{path}.{step}"
     return path.removeprefix(".")

@@ -80,6 +80,10 @@ def test_json_that_is_no_object(body: bytes) -> None:
         ({"stop": ""}, "stop"),
         ({"stop": list("abcde")}, "stop"),
         ({"stop": ["a", 1]}, "stop[1]"),
+        ({"stop": {}}, "stop"),
+        ({"messages": [{"role": "user", "content": {}}]}, "messages[0].content"),
+        ({"m3": None}, "m3"),
+        ({"stream": True, "stream_options": [1]}, "stream_options"),
         ({"seed": 2**63}, "seed"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
@@ -95,6 +99,8 @@ def test_the_field_at_fault_is_named(options: dict[str, Any], param: str) -> Non
     error = refusal(json.dumps(chat() | options).encode())
     assert (error.code, error.param) == ("invalid_request", param)
     assert param in error.message
+    assert "M3Options" not in error.message  # nor any other name of our code
+    assert "StreamOptions" not in error.message
 
 
 @pytest.mark.parametrize(
