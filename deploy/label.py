@@ -152,11 +152,11 @@ def label(
         if instruction:
             rows = [replace(row, question=f"{row.question}\n{instruction}") for row in rows]
 
-    from predictor.label import NoiseNull  # noqa: PLC0415 - loads torch
+    from predictor.label import NullPlan  # noqa: PLC0415 - loads torch
     from predictor.label import label as write_outcomes  # noqa: PLC0415
     from predictor.labeller import Setup  # noqa: PLC0415
 
-    null = NoiseNull(null_scale, null_runs, null_share, seed) if null_scale is not None else None
+    null = NullPlan(null_scale, null_runs, null_share, seed) if null_scale is not None else None
     setup = Setup(checkpoint, dtype, device, max_tokens)
     with tqdm(unit="question", desc="label") as bar:
 

@@ -37,7 +37,7 @@ _PICTURES_PER_PART = 16
 
 
 @dataclass(frozen=True, slots=True)
-class NoiseNull:
+class NullPlan:
     """Which noise null to compute.
 
     Args:
@@ -84,7 +84,7 @@ def label(
     setup: Setup,
     out: Path,
     *,
-    null: NoiseNull | None = None,
+    null: NullPlan | None = None,
     jobs: int = 1,
     progress: Progress = lambda done, total: None,
 ) -> Labelled:
@@ -110,6 +110,8 @@ def label(
     only_null = out.exists()
     if only_null and (null is None or null_out.exists()):
         raise OutcomesError(f"{out} exists; remove it or choose another name.")
+    if null is not None and null_out.exists():
+        raise OutcomesError(f"{null_out} exists; remove it or choose another name.")
     labeller = Labeller(setup)
     if null is not None:
         labeller.source.ladder.require(null.scale)
@@ -119,7 +121,7 @@ def label(
     folder = out.with_name(out.name + ".parts")
     kinds = [*([] if only_null else [None]), *([] if null is None else [null])]
     total = _questions(rows, kinds) if isinstance(rows, Sequence) else None
-    finished: dict[NoiseNull | None, list[Path]] = {kind: [] for kind in kinds}
+    finished: dict[NullPlan | None, list[Path]] = {kind: [] for kind in kinds}
     done = answered = 0
 
     def unfinished() -> Iterator[_Part]:
@@ -138,10 +140,10 @@ def label(
         progress(done, total)
     if not any(finished.values()):
         raise OutcomesError("There are no rows to label.")
-    if null is not None:
-        merge_null_tables(finished[null], null_out, labeller.source, null.scale)
     if not only_null:
         _join(finished[None], out)
+    if null is not None:  # last: a run that is stopped here goes on by adding it
+        merge_null_tables(finished[null], null_out, labeller.source, null.scale)
     shutil.rmtree(folder)
     return Labelled(answered, read_errors(out))
 
@@ -152,25 +154,25 @@ class _Part:
 
     path: Path
     pictures: list[list[Row]]
-    null: NoiseNull | None
+    null: NullPlan | None
 
     @property
     def questions(self) -> int:
         return sum(map(len, self.pictures)) * _runs(self.null)
 
 
-def _runs(null: NoiseNull | None) -> int:
+def _runs(null: NullPlan | None) -> int:
     return 1 if null is None else null.runs
 
 
-def _questions(rows: Sequence[Row], kinds: Sequence[NoiseNull | None]) -> int:
+def _questions(rows: Sequence[Row], kinds: Sequence[NullPlan | None]) -> int:
     return sum(
         _runs(kind) * sum(kind is None or kind.takes(row.image) for row in rows) for kind in kinds
     )
 
 
 def _parts(
-    rows: Iterable[Row], kinds: Sequence[NoiseNull | None], folder: Path, identity: str
+    rows: Iterable[Row], kinds: Sequence[NullPlan | None], folder: Path, identity: str
 ) -> Iterator[_Part]:
     pictures = (list(of_one) for _, of_one in groupby(rows, key=lambda row: row.image))
     while chunk := list(islice(pictures, _PICTURES_PER_PART)):
@@ -180,16 +182,33 @@ def _parts(
                 yield _Part(folder / f"{_name(taken, kind, identity)}.parquet", taken, kind)
 
 
-def _name(pictures: Sequence[Sequence[Row]], null: NoiseNull | None, identity: str) -> str:
+def _name(pictures: Sequence[Sequence[Row]], null: NullPlan | None, identity: str) -> str:
     """From everything that decides what will be in the part."""
     content = [identity, None if null is None else (null.scale, null.runs)]
     digest = hashlib.sha256(json.dumps(content).encode())
     for row in (row for of_one in pictures for row in of_one):
-        data = row.picture
-        picture = digest_of(data) if isinstance(data, bytes) else str(data)
-        texts = (row.sample, row.image, picture, row.question, row.group, row.split, row.metric)
+        texts = (
+            row.sample,
+            row.image,
+            _version(row.picture),
+            row.question,
+            row.group,
+            row.split,
+            row.metric,
+        )
         digest.update(json.dumps([*texts, *row.answers]).encode())
     return digest.hexdigest()[:32]
+
+
+def _version(picture: Path | bytes) -> str:
+    """Changes when a picture does: one that was mended is asked about again."""
+    if isinstance(picture, bytes):
+        return digest_of(picture)
+    try:
+        found = picture.stat()
+    except OSError:
+        return str(picture)
+    return f"{picture} {found.st_size} {found.st_mtime_ns}"
 
 
 def _carried_out(

@@ -16,7 +16,7 @@ from predictor.datasets import Row
 from predictor.errors import OutcomesError
 from predictor.features import image_vector
 from predictor.image_table import read_image_table, table_beside
-from predictor.label import Labelled, NoiseNull, label
+from predictor.label import Labelled, NullPlan, label
 from predictor.labeller import Labeller, Setup, agreement
 from predictor.null_table import null_table_beside, read_null_table
 from predictor.records import read_outcomes
@@ -98,7 +98,7 @@ def test_failed_rows_are_recorded_as_failed(setup: Setup, tmp_path: Path) -> Non
     broken = replace(broken, picture=b"\xff\xd8\xff nothing")
     missing = replace(missing, picture=tmp_path / "absent.png")
     out = tmp_path / "outcomes.parquet"
-    null = NoiseNull(9, runs=2)
+    null = NullPlan(9, runs=2)
 
     done = label([good, too_long, broken, missing], setup, out, null=null)
 
@@ -140,6 +140,17 @@ def test_what_was_done_in_another_way_is_not_taken_over(setup: Setup, tmp_path: 
     assert label(changed, setup, tmp_path / "second.parquet").answered == 8
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_a_picture_that_was_mended_is_asked_about_again(setup: Setup, tmp_path: Path) -> None:
+    picture = tmp_path / "0.png"
+    asked = [replace(row, picture=picture) for row in rows(1)] + rows(3)[2:]
+    out = tmp_path / "outcomes.parquet"
+    interrupt(asked, setup, out)
+    picture.write_bytes(rows(1)[0].read_picture())
+    done = label(asked, setup, out)
+    assert (done.answered, done.failed) == (6, {})
+
+
 def interrupt(asked: Sequence[Row], setup: Setup, out: Path) -> None:
     """Stops after the first part."""
 
@@ -154,7 +165,7 @@ def interrupt(asked: Sequence[Row], setup: Setup, out: Path) -> None:
 @pytest.mark.usefixtures("small_parts")
 def test_two_processes_give_what_one_gives(setup: Setup, tmp_path: Path) -> None:
     alone, together = tmp_path / "alone.parquet", tmp_path / "together.parquet"
-    null = NoiseNull(36, runs=3, share=0.6)
+    null = NullPlan(36, runs=3, share=0.6)
     label(rows(6), setup, alone, null=null)
     done = label(rows(6), setup, together, null=null, jobs=2)
     assert columns(together, "ms") == columns(alone, "ms")
@@ -167,7 +178,7 @@ def test_two_processes_give_what_one_gives(setup: Setup, tmp_path: Path) -> None
 
 def test_the_noise_null_asks_the_same_of_shifted_pictures(setup: Setup, tmp_path: Path) -> None:
     out = tmp_path / "outcomes.parquet"
-    label(rows(3), setup, out, null=NoiseNull(144, runs=4))
+    label(rows(3), setup, out, null=NullPlan(144, runs=4))
     null = pq.read_table(null_table_beside(out)).to_pylist()
     assert len(null) == 6 * 4
     answers = {row["sample"]: row["answer"] for row in columns(out) if row["scale"] == 144}
@@ -182,7 +193,7 @@ def test_a_noise_null_can_be_added_and_be_of_a_share(setup: Setup, tmp_path: Pat
     out = tmp_path / "outcomes.parquet"
     label(rows(5), setup, out)
     outcomes = out.read_bytes()
-    null = NoiseNull(1, runs=2, share=0.5)
+    null = NullPlan(1, runs=2, share=0.5)
     taken = {row.image for row in rows(5) if null.takes(row.image)}
     assert 0 < len(taken) < 5
     label(rows(5), setup, out, null=null)
@@ -194,7 +205,7 @@ def test_a_noise_null_can_be_added_and_be_of_a_share(setup: Setup, tmp_path: Pat
 
 def test_a_share_may_take_no_picture(setup: Setup, tmp_path: Path) -> None:
     out = tmp_path / "outcomes.parquet"
-    label(rows(1), setup, out, null=NoiseNull(1, runs=2, share=1e-9))
+    label(rows(1), setup, out, null=NullPlan(1, runs=2, share=1e-9))
     assert len(read_null_table(null_table_beside(out))) == 0
 
 
@@ -203,11 +214,15 @@ def test_wrong_use_is_refused(setup: Setup, tmp_path: Path) -> None:
     with pytest.raises(OutcomesError, match="no rows"):
         label([], setup, out)
     with pytest.raises(InvalidScaleError):
-        label(rows(1), setup, out, null=NoiseNull(100))
+        label(rows(1), setup, out, null=NullPlan(100))
     with pytest.raises(OutcomesError, match="2 to 25 runs"):
-        NoiseNull(1, runs=26)
+        NullPlan(1, runs=26)
     with pytest.raises(OutcomesError, match="share"):
-        NoiseNull(1, share=0.0)
+        NullPlan(1, share=0.0)
+    null_table_beside(out).write_bytes(b"of outcomes that are gone")
+    with pytest.raises(OutcomesError, match="exists; remove it"):
+        label(rows(1), setup, out, null=NullPlan(1))
+    null_table_beside(out).unlink()
     label(rows(1), setup, out)
     with pytest.raises(OutcomesError, match="exists"):
         label(rows(1), setup, out)
@@ -215,7 +230,7 @@ def test_wrong_use_is_refused(setup: Setup, tmp_path: Path) -> None:
     metadata = edited.schema.metadata | {b"m3.model_identity": b"0" * 64}
     pq.write_table(edited.replace_schema_metadata(metadata), out)
     with pytest.raises(OutcomesError, match="another checkpoint"):
-        label(rows(1), setup, out, null=NoiseNull(1))
+        label(rows(1), setup, out, null=NullPlan(1))
 
 
 def test_agreement_is_equality_up_to_sixteen_tokens_and_a_share_beyond() -> None:
