@@ -7,7 +7,7 @@ kind, not about one of its three parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,31 +97,58 @@ def gaps_closed(
     weights[1:] = rng.multinomial(
         pictures.count, np.full(pictures.count, 1 / pictures.count), size=draws
     )
-    fixed_cost, fixed_right = Totals.of(pictures, cost, right).points(weights)
-    hulls = [hull(*each) for each in zip(fixed_cost, fixed_right, strict=True)]
-    oracles = _oracles(pictures, right, cost, weights)
-
+    grid = np.concatenate((COSTS, np.asarray(shown, np.float64)))
     found = {}
-    for policy in policies:
-        correct = np.take_along_axis(right, policy.chosen, axis=1)
-        points = zip(*Totals.of(pictures, policy.paid(cost), correct).points(weights), strict=True)
-        curves = [Curve.through(*each) for each in points]
-        grid = np.concatenate((COSTS, np.asarray(shown, np.float64)))
-        closed = np.stack(
-            [
-                gap_closed(curve, free, best, grid)
-                for curve, free, best in zip(curves, hulls, oracles, strict=True)
-            ]
-        )
-        with np.errstate(invalid="ignore"):
-            means = _mean(closed[:, : len(COSTS)])
+    for policy, curves, closed in _closed(policies, right, cost, pictures, weights, grid):
         reached = np.stack([curve.at(shown) for curve in curves])
         found[policy.name] = GapClosed(
-            mean=band(means),
+            mean=band(_mean(closed[:, : len(COSTS)])),
             at=dict(zip(shown, map(band, closed[:, len(COSTS) :].T), strict=True)),
             accuracy=dict(zip(shown, map(band, reached.T), strict=True)),
         )
     return found
+
+
+def weighted_gaps(
+    policies: Sequence[Policy], right: NDArray[np.bool_], cost: Floats, weights: Floats
+) -> dict[str, float | None]:
+    """Mean oracle gap closed over `COSTS`, by policy, where samples count by their N weights.
+
+    None where there is no gap at any cost.
+    """
+    alone = Clusters(np.arange(len(right)), len(right))
+    means = {
+        policy.name: float(_mean(closed)[0])
+        for policy, _, closed in _closed(policies, right, cost, alone, weights[None], COSTS)
+    }
+    return {name: mean if np.isfinite(mean) else None for name, mean in means.items()}
+
+
+def _closed(
+    policies: Sequence[Policy],
+    right: NDArray[np.bool_],
+    cost: Floats,
+    pictures: Clusters,
+    weights: Floats,
+    grid: Floats,
+) -> Iterator[tuple[Policy, list[Curve], Floats]]:
+    """Each policy with its curve and its gap closed at G costs, for each row of B×I weights.
+
+    Yields:
+        The policy, B curves, B×G.
+    """
+    fixed_cost, fixed_right = Totals.of(pictures, cost, right).points(weights)
+    hulls = [hull(*each) for each in zip(fixed_cost, fixed_right, strict=True)]
+    oracles = _oracles(pictures, right, cost, weights)
+    for policy in policies:
+        correct = np.take_along_axis(right, policy.chosen, axis=1)
+        points = zip(*Totals.of(pictures, policy.paid(cost), correct).points(weights), strict=True)
+        curves = [Curve.through(*each) for each in points]
+        gaps = [
+            gap_closed(curve, free, best, grid)
+            for curve, free, best in zip(curves, hulls, oracles, strict=True)
+        ]
+        yield policy, curves, np.stack(gaps)
 
 
 def band(draws: Floats) -> Band:

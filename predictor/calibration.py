@@ -28,6 +28,7 @@ REGRET_BOUNDS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1,
 # last one everything goes to the cheapest scale of M3's ladder.
 PRICES = np.geomspace(1e-4, 100.0, 181)
 _CLIP = 1e-6
+_BINS = 15
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,12 +180,31 @@ def _bernoulli_divergence(a: float, b: float) -> float:
     return float(heads + tails)
 
 
-def expected_calibration_error(
-    p_success: NDArray[np.float64], success: NDArray[np.bool_], bins: int = 15
-) -> float:
-    """Mean distance between predicted and observed success over bins of equal count."""
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Predictions that are about equal: their mean, how many came true, how many there are."""
+
+    predicted: float
+    observed: float
+    count: int
+
+
+def reliability(
+    p_success: NDArray[np.float64], success: NDArray[np.bool_], bins: int = _BINS
+) -> list[Bin]:
+    """Predicted and observed success over bins of equal count, empty ones left out."""
     order = np.argsort(p_success, axis=None, kind="stable")
-    predicted, observed = p_success.ravel()[order], success.ravel()[order].astype(np.float64)
-    parts = zip(np.array_split(predicted, bins), np.array_split(observed, bins), strict=True)
-    distances = [abs(p.mean() - y.mean()) * len(p) for p, y in parts if len(p)]
-    return float(sum(distances) / len(predicted))
+    parts = zip(
+        np.array_split(p_success.ravel()[order], bins),
+        np.array_split(success.ravel()[order].astype(np.float64), bins),
+        strict=True,
+    )
+    return [Bin(float(p.mean()), float(y.mean()), len(p)) for p, y in parts if len(p)]
+
+
+def expected_calibration_error(
+    p_success: NDArray[np.float64], success: NDArray[np.bool_], bins: int = _BINS
+) -> float:
+    """Mean distance between predicted and observed success over the bins of `reliability`."""
+    found = reliability(p_success, success, bins)
+    return sum(abs(each.predicted - each.observed) * each.count for each in found) / p_success.size

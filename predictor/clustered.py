@@ -75,12 +75,27 @@ class Clusters:
         share = float(values.mean())
         if self.count < 2:
             return Estimate(share)
+        return self._around(share, self._standard_error(values))
+
+    def share_by_picture(self, values: ArrayLike) -> Estimate:
+        """Mean over pictures of each one's mean of N values in [0, 1], as `share` otherwise.
+
+        Every picture counts the same, however much is asked about it: what regret bounds are about.
+        """
+        sums = np.bincount(self.index, np.asarray(values, dtype=np.float64), self.count)
+        means = sums / np.bincount(self.index, minlength=self.count)
+        share = float(means.mean())
+        if self.count < 2:
+            return Estimate(share)
+        return self._around(share, float(means.std(ddof=1)) / sqrt(self.count))
+
+    def _around(self, share: float, error: float) -> Estimate:
+        """A share with its standard error → Wilson's interval; needs two pictures."""
         binomial = share * (1 - share)
         if binomial < _NOTHING:
             effective = float(self.count)
         else:
-            error = self._standard_error(values)
-            effective = min(binomial / max(error, _NOTHING) ** 2, float(len(values)))
+            effective = min(binomial / max(error, _NOTHING) ** 2, float(len(self.index)))
         return Estimate(share, *_wilson(share, effective, _t(self.count - 1)))
 
     def difference(self, values: ArrayLike) -> Estimate:

@@ -67,9 +67,11 @@ def evaluate(
             f"The predictor was trained for {loaded.source.model} and {outcomes} was answered by "
             f"{table.source.model}, or by other weights of it; label again with one checkpoint."
         )
+    evaluated_on = table.content_hash()
+    judge, table, unlabelled = _judged_by(table)
     if not len(table.part("test")):
-        raise OutcomesError(f"{outcomes} has no samples in the split 'test'.")
-    judge: Target = "agreement" if np.isnan(table.correct).any() else "correctness"
+        known = " with ground truth" if unlabelled else ""
+        raise OutcomesError(f"{outcomes} has no samples{known} in the split 'test'.")
     features = open_images(
         images, table.image.tolist(), lambda done, total: progress("image features", done, total)
     )
@@ -88,7 +90,8 @@ def evaluate(
         "target": loaded.target,
         "accuracy_is": judge,
         "trained_on": loaded.outcomes,
-        "evaluated_on": table.content_hash(),
+        "evaluated_on": evaluated_on,
+        "unlabelled": unlabelled,
         "parts": {},
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -108,14 +111,26 @@ def evaluate(
             judge,
             costs_of(part, shape),
             _null_of(part, null, judge),
+            seed=seed,
         )
         if split == "test":
             write_choices(out / CHOICES, choices(part, policies, loaded, judge))
-    (out / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+    (out / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     (out / PAGE).write_text(render(report), encoding="utf-8")
     write_plot(report, out / PLOT)
     progress("evaluation", len(splits), len(splits))
     return report
+
+
+def _judged_by(table: OutcomeTable) -> tuple[Target, OutcomeTable, int]:
+    """What accuracy counts, the samples that tell, and how many do not.
+
+    Correctness if anybody knows it: without ground truth nowhere, agreement.
+    """
+    known = np.asarray(~np.isnan(table.correct).any(axis=1))
+    if not known.any():
+        return "agreement", table, 0
+    return "correctness", table.take(known), int((~known).sum())
 
 
 def costs_of(part: OutcomeTable, shape: ModelShape | None) -> dict[str, Floats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
@@ -11,16 +12,11 @@ from numpy.typing import NDArray
 
 from predictor import bands
 from predictor.artifact import Artifact
-from predictor.calibration import (
-    REGRET_BOUNDS,
-    expected_calibration_error,
-    per_image,
-)
+from predictor.calibration import REGRET_BOUNDS, expected_calibration_error, reliability
 from predictor.clustered import Clusters, members
 from predictor.frontier import (
     Curve,
     fixed_scales,
-    gap_closed,
     hull,
     oracle,
     smallest_sufficient,
@@ -35,7 +31,6 @@ SHOWN_COSTS = (5, 8, 12, 20, 35, 60, 100, 150, 200, 250, 300)
 SATURATED = 300.0  # tokens at which what is missing is told apart
 ALLOCATION_BOUND = 0.05
 _LOSS_ACCEPTED = 0.01  # of the finest scale's accuracy, for the headline saving
-_BINS = 15
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -48,6 +43,8 @@ def judge_part(
     judge: Target,
     costs: Mapping[str, Floats],
     null: NoiseNull | None = None,
+    *,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Judge policies on the samples of a part.
 
@@ -56,6 +53,7 @@ def judge_part(
         judge: the success that accuracy counts; regret counts the artefact's own target.
         costs: N×S cost of every scale by unit; `tokens` is among them.
         null: the noise null of these samples.
+        seed: of the bootstrap.
     """
     right, target = part.success(judge), part.success(artifact.target)
     tokens = costs["tokens"]
@@ -63,7 +61,7 @@ def judge_part(
     p_success = router.p_success
     if p_success is None:
         raise ValueError("the router comes first, with its probabilities")
-    gaps = bands.gaps_closed(policies, right, tokens, part.image, SHOWN_COSTS)
+    gaps = bands.gaps_closed(policies, right, tokens, part.image, SHOWN_COSTS, seed=seed)
     free, best = hull(*fixed_scales(right, tokens)), oracle(right, tokens)
     curve = curve_of(router, right, tokens)
     return {
@@ -72,7 +70,7 @@ def judge_part(
         "failed": part.failed,
         "calibration_error": expected_calibration_error(p_success, target),
         "log_loss": log_loss(p_success, target),
-        "reliability": reliability(p_success, target),
+        "reliability": [asdict(each) for each in reliability(p_success, target)],
         "fixed": _fixed(part, right, costs),
         "hull": _points(free),
         "oracle": _points(best.thinned()),
@@ -139,13 +137,13 @@ def operating_point(
     fixed = costs["tokens"].mean(axis=0)
     affordable = [at for at, cost in enumerate(fixed) if cost <= tokens]
     best_fixed = max(affordable, key=lambda at: right[:, at].mean(), default=0)
-    interval = Clusters.of(part.image).share(losses[:, 0])
+    regret = Clusters.of(part.image).share_by_picture(losses[:, 0])
     return {
         "max_regret": bound,
         "price": price,
-        "regret": float(per_image(losses, part.image).mean()),
-        "regret_low": interval.low,
-        "regret_high": interval.high,
+        "regret": regret.value,
+        "regret_low": regret.low,
+        "regret_high": regret.high,
         **spent,
         "accuracy": accuracy,
         "scale_shares": (np.bincount(chosen[:, 0], minlength=len(fixed)) / len(part)).tolist(),
@@ -153,21 +151,6 @@ def operating_point(
         "best_fixed_accuracy": float(right[:, best_fixed].mean()),
         "hull_accuracy": float(free.at(tokens)),
     }
-
-
-def reliability(p_success: Floats, success: Bools, bins: int = _BINS) -> list[dict[str, float]]:
-    """Predicted and observed success over bins of equal count."""
-    order = np.argsort(p_success, axis=None, kind="stable")
-    parts = zip(
-        np.array_split(p_success.ravel()[order], bins),
-        np.array_split(success.ravel()[order], bins),
-        strict=True,
-    )
-    return [
-        {"predicted": float(p.mean()), "observed": float(y.mean()), "count": len(p)}
-        for p, y in parts
-        if len(p)
-    ]
 
 
 def allocation(right: Bools, chosen: NDArray[np.intp]) -> dict[str, Any]:
@@ -273,23 +256,15 @@ def _by_cost(policies: Sequence[Policy], right: Bools, cost: Floats) -> dict[str
 def _group(policies: Sequence[Policy], right: Bools, tokens: Floats, rows: Bools) -> dict[str, Any]:
     right, tokens = right[rows], tokens[rows]
     free, best = hull(*fixed_scales(right, tokens)), oracle(right, tokens)
-    closed = {}
-    for policy in policies:
-        inside = Policy(
-            policy.name,
-            policy.label,
-            policy.chosen[rows],
-            policy.first,
-        )
-        gaps = gap_closed(curve_of(inside, right, tokens), free, best, bands.COSTS)
-        finite = gaps[np.isfinite(gaps)]
-        closed[policy.name] = float(finite.mean()) if len(finite) else None
+    gap = float(best.at(SATURATED) - free.at(SATURATED))  # NaN where no scale is so cheap
     return {
         "samples": int(rows.sum()),
         "accuracy": right.mean(axis=0).tolist(),
         "solvable": float(right.any(axis=1).mean()),
-        "gap": float(best.at(SATURATED) - free.at(SATURATED)),
-        "gap_closed": closed,
+        "gap": gap if np.isfinite(gap) else None,
+        "gap_closed": bands.weighted_gaps(
+            [policy.of(rows) for policy in policies], right, tokens, np.ones(len(right))
+        ),
     }
 
 
@@ -297,24 +272,13 @@ def _macro(
     policies: Sequence[Policy], part: OutcomeTable, right: Bools, tokens: Floats
 ) -> dict[str, float | None]:
     """Mean oracle gap closed when every family counts the same: samples weigh by their family."""
-    groups = members(part.group)
-    each = min(200, max(int(rows.sum()) for rows in groups.values()))
-    rng = np.random.default_rng(0)
-    drawn = np.concatenate(
-        [rng.choice(np.flatnonzero(rows), each) for _, rows in sorted(groups.items())]
-    )
-    right, tokens = right[drawn], tokens[drawn]
-    free, best = hull(*fixed_scales(right, tokens)), oracle(right, tokens)
-    found: dict[str, float | None] = {}
-    for policy in policies:
-        inside = Policy(policy.name, policy.label, policy.chosen[drawn], policy.first)
-        gaps = gap_closed(curve_of(inside, right, tokens), free, best, bands.COSTS)
-        finite = gaps[np.isfinite(gaps)]
-        found[policy.name] = float(finite.mean()) if len(finite) else None
-    return found
+    weights = np.zeros(len(part))
+    for rows in members(part.group).values():
+        weights[rows] = 1 / rows.sum()
+    return bands.weighted_gaps(policies, right, tokens, weights)
 
 
-def _missing(curve: Curve, free: Curve, best: Curve, null: NoiseNull) -> dict[str, Any]:
+def _missing(curve: Curve, free: Curve, best: Curve, null: NoiseNull) -> dict[str, Any] | None:
     """What the gap at a generous cost consists of: closed, luck by the noise null, and the rest.
 
     Luck is what one scale gains from being asked as often as there are scales, about pictures
@@ -322,6 +286,8 @@ def _missing(curve: Curve, free: Curve, best: Curve, null: NoiseNull) -> dict[st
     """
     gap = float(best.at(SATURATED) - free.at(SATURATED))
     closed = float(curve.at(SATURATED) - free.at(SATURATED))
+    if not np.isfinite(gap + closed):  # something costs more at its cheapest
+        return None
     luck = null.overall.any_run.value - null.overall.single_run.value
     return {
         "tokens": SATURATED,

@@ -31,6 +31,7 @@ from predictor.train import design_matrix, token_shares
 # What a model that sees only one of the two may not know.
 _OF_THE_QUESTION = ("query.", "cross.", "named.")
 _HALVES = {"image_only": "image only", "query_only": "question only"}
+_KEYWORDS = ("query.form_", "query.about_")
 _MEASURED = {"resolution": "file.log_pixels", "edge_density": "edges.full"}
 
 
@@ -160,5 +161,7 @@ def _keywords(questions: Sequence[str] | NDArray[np.object_]) -> NDArray[np.obje
     keys = np.empty(len(questions), dtype=object)
     for at, question in enumerate(questions):
         features = query_features(question)
-        keys[at] = " ".join(name for name, value in features.items() if value and "_" in name)
+        keys[at] = " ".join(
+            name for name, value in features.items() if value and name.startswith(_KEYWORDS)
+        )
     return keys

@@ -7,7 +7,7 @@ settings are prices of tokens, and what they believe comes from the training par
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,11 @@ class Policy:
     chosen: Chosen
     first: Chosen | None = None
     p_success: Floats | None = None
+
+    def of(self, rows: NDArray[np.bool_]) -> Policy:
+        """What it chooses for some of the samples."""
+        p_success = None if self.p_success is None else self.p_success[rows]
+        return replace(self, chosen=self.chosen[rows], p_success=p_success)
 
     def paid(self, cost: Floats) -> Floats:
         """N×T: what is paid, from the N×S cost of each scale."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from predictor.bands import COSTS, as_json, gaps_closed
+from predictor.bands import COSTS, as_json, gaps_closed, weighted_gaps
 from predictor.frontier import Curve, fixed_scales, gap_closed, hull, oracle, policy_points
 from predictor.policies import Policy, at_random, by_probability
 from tests.predictor.test_calibration import SHARES, population
@@ -44,3 +44,16 @@ def test_without_a_gap_nothing_is_closed() -> None:
     found = gaps_closed([ROUTER], everything, TOKENS, IMAGES, (20,), draws=10)
     assert as_json(found)["router"]["mean"] is None
     assert as_json(found)["router"]["at_tokens"] == {"20": [None, None, None]}
+
+
+def test_weights_count_as_repetitions_do() -> None:
+    weights = np.where(np.arange(len(P)) % 4 == 0, 3, 1)
+    repeated = np.repeat(np.arange(len(P)), weights)
+    again = Policy("router", "router", ROUTER.chosen[repeated])
+    names = np.arange(len(repeated)).astype(str).astype(object)
+    expected = gaps_closed([again], SUCCESS[repeated], TOKENS[repeated], names, (), draws=1)
+    found = weighted_gaps([ROUTER], SUCCESS, TOKENS, weights.astype(np.float64))
+    assert found["router"] == pytest.approx(expected["router"].mean.value)
+    assert weighted_gaps([ROUTER], np.ones_like(SUCCESS), TOKENS, np.ones(len(P))) == {
+        "router": None
+    }

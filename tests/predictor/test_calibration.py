@@ -15,6 +15,7 @@ from predictor.calibration import (
     hoeffding_bentkus,
     per_image,
     regret_losses,
+    reliability,
 )
 
 SHARES = np.array([1, 9, 36, 144, 576]) / 576
@@ -116,3 +117,13 @@ def population(
     sharpness = np.arange(5) * 1.4 - needed[:, None]
     success = sharpness + luck[:, None] + rng.normal(0, 0.5, (3 * images, 5)) > 0
     return expit(1.3 * sharpness), success, np.repeat(np.arange(images), 3).astype(object)
+
+
+def test_reliability_over_bins_of_equal_count() -> None:
+    p = np.linspace(0, 1, 1000)[:, None]
+    bins = reliability(p, np.random.default_rng(0).random((1000, 1)) < p, bins=4)
+    assert [each.count for each in bins] == [250] * 4
+    assert [each.predicted for each in bins] == pytest.approx(
+        [0.125, 0.375, 0.625, 0.875], abs=0.01
+    )
+    assert all(abs(each.observed - each.predicted) < 0.1 for each in bins)

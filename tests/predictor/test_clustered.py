@@ -47,6 +47,20 @@ def test_one_picture_tells_nothing_about_others() -> None:
     assert alone.difference([1, 0, -1, 1, 0, 0]) == Estimate(pytest.approx(1 / 6))
 
 
+def test_pictures_count_the_same_however_much_is_asked_about_them() -> None:
+    crowded = clusters(8, 1, 1, 1)
+    values = [1.0] * 8 + [0.0] * 3
+    found = crowded.share_by_picture(values)
+    assert found == clusters(1, 1, 1, 1).share([1, 0, 0, 0])
+    assert found.value == 0.25
+    assert crowded.share(values).value == pytest.approx(8 / 11)
+    # With as many questions about each picture the two are one.
+    even, right = clusters(*[2] * 6), [1, 0, 1, 1, 0, 0, 1, 0, 1, 1, 1, 0]
+    same, other = even.share(right), even.share_by_picture(right)
+    assert (other.low, other.high) == (pytest.approx(same.low), pytest.approx(same.high))
+    assert clusters(3).share_by_picture([1, 0, 0]) == Estimate(pytest.approx(1 / 3))
+
+
 def test_a_paired_difference_by_hand() -> None:
     """Picture sums 1, 0, -1 and 2 around a mean of 1/4 per sample, two samples each.
 

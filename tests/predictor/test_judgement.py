@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from predictor.frontier import Curve
-from predictor.judgement import allocation, reliability, same_picture, saved_at
+from predictor.judgement import allocation, same_picture, saved_at
 
 RIGHT = np.array(
     [
@@ -41,13 +41,3 @@ def test_questions_about_one_picture_are_compared_in_pairs() -> None:
 def test_tokens_for_an_accuracy(accuracy: float, tokens: float | None) -> None:
     curve = Curve(np.array([1.0, 10.0, 20.0, 100.0]), np.array([0.2, 0.3, 0.25, 0.6]))
     assert saved_at(curve, accuracy) == (None if tokens is None else pytest.approx(tokens))
-
-
-def test_reliability_over_bins_of_equal_count() -> None:
-    p = np.linspace(0, 1, 1000)[:, None]
-    bins = reliability(p, np.random.default_rng(0).random((1000, 1)) < p, bins=4)
-    assert [each["count"] for each in bins] == [250] * 4
-    assert [each["predicted"] for each in bins] == pytest.approx(
-        [0.125, 0.375, 0.625, 0.875], abs=0.01
-    )
-    assert all(abs(each["observed"] - each["predicted"]) < 0.1 for each in bins)

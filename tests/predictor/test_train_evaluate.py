@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -13,6 +14,7 @@ import pytest
 from m3_backend.costs import ModelShape
 from predictor.errors import ArtifactError, OutcomesError
 from predictor.evaluate import evaluate
+from predictor.evaluation_report import render
 from predictor.image_table import (
     ImageTable,
     compute_image_table,
@@ -172,6 +174,35 @@ def test_the_report_is_on_disk(folder: Path) -> None:
     assert set(report["parts"]["test"]["groups"]) == {"read", "count", "ground"}
     fixed = report["parts"]["test"]["fixed"]
     assert [point["tokens"] for point in fixed] == [1, 9, 36, 144, 576]
+
+
+def test_names_from_anybody_are_shown_as_they_are(folder: Path) -> None:
+    report = deepcopy(judged(folder, "agreement"))
+    part = report["parts"]["test"]
+    part["groups"]["<script>"] = part["groups"].pop("read")
+    report["model"] = "</title><b>"
+    page = render(report)
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in page
+    assert page.count("</title>") == 1
+
+
+def test_samples_without_ground_truth_are_left_out_and_counted(folder: Path) -> None:
+    table = read_outcomes(folder / "outcomes.parquet").part("test")
+    rows = outcome_rows(table)
+    for at in range(0, 7 * len(LADDER.scales), len(LADDER.scales)):
+        rows[at] = replace(rows[at], correct=None)
+    write_outcomes(folder / "partly.parquet", rows, SOURCE)
+    features = table_beside(folder / "outcomes.parquet")
+    report = evaluate(
+        folder / "correctness", folder / "partly.parquet", features, folder / "partly", seed=1
+    )
+    assert (report["accuracy_is"], report["unlabelled"]) == ("correctness", 7)
+    part = report["parts"]["test"]
+    assert part["samples"] == len(table) - 7
+    assert part["fixed"][4]["accuracy"] == pytest.approx(table.success("correctness")[7:, 4].mean())
+    bands = judged(folder, "correctness")["parts"]["test"]["gap_closed"]["router"]
+    assert part["gap_closed"]["router"]["low"] != bands["low"]
 
 
 def test_outcomes_of_another_model_are_refused(folder: Path, outcomes: OutcomeTable) -> None:
