@@ -30,7 +30,7 @@ from predictor.image_table import read_image_table, table_beside
 from predictor.policies import by_probability
 from predictor.query_features import QueryProjection
 from predictor.records import Target, read_outcomes
-from predictor.success import _PARAMETERS, _ScaleColumns, fit_success
+from predictor.success import PARAMETERS, ScaleColumns, fit_success
 from predictor.train import design_matrix, log_loss, token_shares
 
 FOLDS = 3
@@ -90,7 +90,7 @@ def by_scale(data: Learning) -> Predict:
 
 def logistic(data: Learning) -> Predict:
     """L2 logistic regression per scale on standardised, rank-transformed features."""
-    return _by_scale(
+    return _one_per_scale(
         data,
         lambda: make_pipeline(
             QuantileTransformer(n_quantiles=200, subsample=20_000),
@@ -112,7 +112,7 @@ def perceptron(data: Learning) -> Predict:
     return lambda rows: np.asarray(model.predict_proba(rows), np.float64)
 
 
-def _by_scale(data: Learning, make: Callable[[], object]) -> Predict:
+def _one_per_scale(data: Learning, make: Callable[[], object]) -> Predict:
     models = []
     for column in data.success.T:
         model = make()
@@ -138,14 +138,14 @@ def differences(data: Learning) -> Predict:
     """
     shared = shipped(data)
     scales = data.success.shape[1]
-    columns = _ScaleColumns(data.names, data.ladder)
+    columns = ScaleColumns(data.names, data.ladder)
 
     def coarse(rows: Matrix) -> Matrix:
         expanded = columns.expand(rows)
         return expanded.reshape(len(rows), scales, -1)[:, :-1].reshape(-1, expanded.shape[1])
 
     gain = data.success[:, :-1].astype(np.float64) - data.success[:, -1:]
-    parameters = {**_PARAMETERS, "objective": "regression", "seed": 0}
+    parameters = {**PARAMETERS, "objective": "regression", "seed": 0}
     rounds = max(shared.__self__.booster.num_trees(), 50)  # type: ignore[attr-defined]
     trees = lgb.train(parameters, lgb.Dataset(coarse(data.matrix), gain.ravel()), rounds)
 

@@ -44,7 +44,7 @@ _SIZES = (
     "colours.trail",
 )
 
-_PARAMETERS = {
+PARAMETERS = {
     "objective": "binary",
     "learning_rate": 0.05,
     "num_leaves": 31,
@@ -75,7 +75,7 @@ class SuccessModel:
         self.booster = booster
         self.names = tuple(names)
         self.ladder = ladder
-        self._scales = _ScaleColumns(self.names, ladder)
+        self._scales = ScaleColumns(self.names, ladder)
         if tuple(booster.feature_name()) != (*self.names, *scale_names()):
             raise ValueError("the model was trained on other features")
 
@@ -122,10 +122,10 @@ def fit_success(
 
     The same inputs and seed give the same model text, whatever the number of cores.
     """
-    rows = _ScaleColumns(tuple(names), ladder).expand(features)
+    rows = ScaleColumns(tuple(names), ladder).expand(features)
     labels = success.astype(np.float32).ravel()
     columns = [*names, *scale_names()]
-    parameters = {**_PARAMETERS, "seed": seed}
+    parameters = {**PARAMETERS, "seed": seed}
 
     held_out = np.isin(images, _tenth(images, seed)).repeat(len(ladder))
     inner = lgb.Dataset(rows[~held_out], labels[~held_out], feature_name=columns)
@@ -150,7 +150,7 @@ def scale_names() -> tuple[str, ...]:
     return ("scale.log2_tokens", *here, *(f"scale.{name}_in_cells" for name in _SIZES))
 
 
-class _ScaleColumns:
+class ScaleColumns:
     """Puts beside N×F features what they mean at each of S scales."""
 
     def __init__(self, names: tuple[str, ...], ladder: ScaleLadder) -> None:

@@ -120,11 +120,11 @@ def test_pictures_are_looked_at_once_and_their_rows_named(tmp_path: Path) -> Non
 
 
 def test_the_worlds_give_pictures_that_the_model_has_not_seen() -> None:
-    rows = list(world_rows(6, shifted=2))
-    assert rows == list(world_rows(6, shifted=2))
-    assert rows != list(world_rows(6, shifted=2, seed=1))
+    rows = list(world_rows(2, shifted=1))
+    assert rows == list(world_rows(2, shifted=1))
+    assert rows != list(world_rows(2, shifted=1, seed=1))
     assert {row.split for row in rows if row.image.startswith("shifted")} == {"shifted"}
     assert not any(row.image.startswith("train") for row in rows)
     assert len({row.sample for row in rows}) == len(rows)
     assert all(row.answers and row.read_picture().startswith(b"\x89PNG") for row in rows)
-    assert len(list(world_rows(6, questions=1))) == 6
+    assert len(list(world_rows(2, questions=1))) == 2
