@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import tracemalloc
 import zlib
 from io import BytesIO
 
@@ -90,6 +91,35 @@ def test_of_many_exif_chunks_one_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
     image = read(whole[:end] + chunk * 100 + whole[end:])
     assert (image.width, image.height) == (30, 40)
     assert len(loaded) <= 2  # Pillow's own look at the header, and ours
+
+
+@pytest.mark.filterwarnings("ignore:Tag data larger")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_exif_whose_values_overlap_takes_no_more_memory_than_it_has_bytes(kind: str) -> None:
+    """Each of these entries says that it is the whole block; Pillow must not copy it for each."""
+    size, entries = 200_000, 200
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", entries)
+    head += b"".join(struct.pack("<HHII", 0x9000 + n, 7, size, 0) for n in range(entries))
+    block = head + bytes(size + 100 - len(head))
+    whole = picture(kind)
+    if kind == "PNG":
+        chunk = struct.pack(">I", len(block)) + b"eXIf" + block
+        at, pieces = whole.index(b"IEND") - 4, [chunk + struct.pack(">I", zlib.crc32(chunk[4:]))]
+    else:  # Pillow joins the segments
+        parts = [block[start : start + 65_000] for start in range(0, len(block), 65_000)]
+        segments = [b"Exif\0\0" + part for part in parts]
+        at = 2
+        pieces = [b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part for part in segments]
+    hostile = whole[:at] + b"".join(pieces) + whole[at:]
+    url = data_url(hostile)
+    tracemalloc.start()
+    try:
+        image = read_image(url, LIMITS, "image")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (image.width, image.height) == (40, 30)
+    assert peak < 20 * size  # all copies would be two hundred times
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "ICO", "PPM"])
