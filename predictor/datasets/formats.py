@@ -74,14 +74,14 @@ class Format:
 
 def own(record: Record, source: Source) -> list[Entry]:
     """The project's own: image, question and, if known, answer or answers, group, split, …"""
-    given = record.get("answers", [record["answer"]] if "answer" in record else [])
-    if not isinstance(given, list):
+    one, several = record.get("answer"), record.get("answers")
+    if several is not None and not isinstance(several, list):
         raise RecordError("'answers' must be a list.")
     return [
         Entry(
             images=(_text(record, "image"),),
             question=_text(record, "question"),
-            answers=_answers(given),
+            answers=_answers(([] if one is None else [one]) if several is None else several),
             sample=_name(record.get("sample")),
             group=str(record.get("group") or "all"),
             split=_name(record.get("split")),
@@ -223,7 +223,7 @@ FORMATS: Mapping[str, Format] = {
     ),
     "textvqa": Format(
         '{"data": [{"question_id", "image_id", "question", "answers"}]}',
-        lambda record, member: {"image_id", "question"} <= record.keys(),
+        lambda record, member: {"image_id", "question"} <= record.keys() and "image" not in record,
         textvqa,
         "vqa",
     ),

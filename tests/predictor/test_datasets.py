@@ -57,6 +57,19 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None
         read_jsonl(path)
 
 
+def test_null_means_left_out_and_an_id_beside_the_picture_is_no_textvqa(tmp_path: Path) -> None:
+    ask = {"image": "a.png", "image_id": "a", "question": "What?"}
+    path = written(
+        tmp_path,
+        json.dumps(ask | {"answer": None, "group": None, "split": None, "metric": None}),
+        json.dumps(ask | {"answers": None, "answer": "red"}),
+        json.dumps(ask | {"answers": []}),
+    )
+    dataset = read_dataset(path)
+    assert (dataset.format, dataset.problems) == ("jsonl", ())
+    assert [row.answers for row in dataset.rows] == [(), ("red",), ()]
+
+
 def test_every_problem_is_named_and_the_other_rows_are_read(tmp_path: Path) -> None:
     ask = {"image": "a.png", "question": "What?"}
     path = written(
