@@ -16,6 +16,7 @@ from predictor.frontier import smallest_sufficient
 from predictor.judgement import served
 from predictor.policies import Policy
 from predictor.records import OutcomeTable, Target
+from predictor.whole_file import whole_file
 
 SCHEMA = pa.schema(
     [
@@ -63,12 +64,12 @@ def choices(
 
 def write_choices(path: Path, batches: Iterator[pa.RecordBatch]) -> None:
     """Write rows as a table; the file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with pq.ParquetWriter(partial, SCHEMA, compression="zstd", compression_level=9) as writer:
+    with (
+        whole_file(path) as partial,
+        pq.ParquetWriter(partial, SCHEMA, compression="zstd", compression_level=9) as writer,
+    ):
         for batch in batches:
             writer.write_batch(batch)
-    partial.replace(path)
 
 
 def _batch(

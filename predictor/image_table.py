@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from predictor import image_features
 from predictor.errors import OutcomesError
 from predictor.features import image_names, image_vector
+from predictor.whole_file import write_parquet
 
 _VERSION_KEY = "m3.image_features"
 _BATCH = 16
@@ -69,10 +70,7 @@ def write_image_table(path: Path, vectors: Mapping[str, NDArray[np.float32]]) ->
         name: pa.array(columns[:, at], pa.float32()) for at, name in enumerate(image_names())
     }
     table = pa.table(arrays).replace_schema_metadata({_VERSION_KEY: image_features.VERSION})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, compression="zstd")
-    partial.replace(path)
+    write_parquet(path, table)
 
 
 def read_image_table(path: Path) -> ImageTable:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from predictor.errors import OutcomesError
 from predictor.records import OutcomeSource, Split
+from predictor.whole_file import write_parquet
 
 SCHEMA = pa.schema(
     [
@@ -85,24 +86,17 @@ def write_null_table(
 ) -> None:
     """Write rows as a table; the file appears complete or not at all."""
     rows = [asdict(outcome) for outcome in outcomes]
-    _write(path, pa.Table.from_pylist(rows, schema=_schema(source, scale)))
+    write_parquet(path, pa.Table.from_pylist(rows, schema=_schema(source, scale)))
 
 
 def merge_null_tables(parts: Sequence[Path], path: Path, source: OutcomeSource, scale: int) -> None:
     """Write the rows of several tables, all of this source and scale, as one table."""
     empty = _schema(source, scale).empty_table()
-    _write(path, pa.concat_tables([empty, *(pq.read_table(part) for part in parts)]))
+    write_parquet(path, pa.concat_tables([empty, *(pq.read_table(part) for part in parts)]))
 
 
 def _schema(source: OutcomeSource, scale: int) -> pa.Schema:
     return SCHEMA.with_metadata(source.to_metadata() | {_SCALE: str(scale)})
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, compression="zstd")
-    partial.replace(path)
 
 
 def read_null_table(path: Path) -> NullTable:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from m3_backend.scales import ScaleLadder
 from predictor.errors import OutcomesError
+from predictor.whole_file import write_parquet
 
 Target = Literal["agreement", "correctness"]
 Split = Literal["train", "calibrate", "threshold", "test", "shifted"]
@@ -225,12 +226,12 @@ def write_outcomes(path: Path, outcomes: Iterable[Outcome], source: OutcomeSourc
     """Write rows as a table; the file appears complete or not at all."""
     schema = SCHEMA.with_metadata(source.to_metadata())
     rows = [asdict(outcome) for outcome in outcomes]
-    _write(path, pa.Table.from_pylist(rows, schema=schema))
+    write_parquet(path, pa.Table.from_pylist(rows, schema=schema))
 
 
 def merge_outcomes(parts: Sequence[Path], path: Path) -> None:
     """Write the rows of several tables of one source as one table."""
-    _write(path, pa.concat_tables([pq.read_table(part) for part in parts]))
+    write_parquet(path, pa.concat_tables([pq.read_table(part) for part in parts]))
 
 
 def read_samples(path: Path) -> tuple[OutcomeSource, frozenset[str]]:
@@ -252,13 +253,6 @@ def read_errors(path: Path) -> dict[str, str]:
     table, _ = _read(path)
     rows = zip(table["sample"].to_pylist(), table["error"].to_pylist(), strict=True)
     return {sample: error for sample, error in rows if error}
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, compression="zstd")
-    partial.replace(path)
 
 
 def _read(path: Path) -> tuple[pa.Table, OutcomeSource]:
