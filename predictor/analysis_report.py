@@ -7,10 +7,10 @@ and models above all, is escaped by the template engine.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from predictor import m3_paper
@@ -23,6 +23,7 @@ from predictor.analysis_plots import (
     strength,
     write_plots,
 )
+from predictor.pages import render_page
 from predictor.records import AGREES_FROM, CORRECT_FROM, Target
 
 HTML_FILE, JSON_FILE = "report.html", "analysis.json"
@@ -53,75 +54,55 @@ def render(analysis: Analysis, provenance: Provenance) -> str:
     part, scales = analysis.overall, analysis.source.ladder.scales
     by_need = sorted(analysis.groups.items(), key=lambda item: -gain(item[1]))
     null, shift = analysis.null, analysis.shift
-    return (
-        _environment()
-        .get_template("analysis.html")
-        .render(
-            provenance=provenance,
-            source=_source(analysis),
-            overall=part,
-            groups=analysis.groups,
-            rows=[("all", part), *by_need],
-            splits=analysis.splits,
-            failed=analysis.failed,
-            notes=analysis.notes,
-            lead=_lead(analysis),
-            right_means=_RIGHT_MEANS[analysis.target],
-            right_definition=_RIGHT_DEFINITION[analysis.target],
-            tiled=any(each.tokens != each.scale for each in part.scales),
-            graded=any(each.score not in (None, each.accuracy.value) for each in part.scales),
-            has_agreement=part.scales[0].agreement is not None and analysis.target != "agreement",
-            best=_best,
-            best_accuracy=_best(part),
-            fall=_fall_mark,
-            figure_wide=Markup(accuracy_svg(analysis, narrow=False)),
-            figure_narrow=Markup(accuracy_svg(analysis, narrow=True)),
-            multiples=[
-                (name, each, Markup(group_svg(name, each)))
-                for name, each in largest_groups(analysis).items()
-            ],
-            strengths=[round(strength(at, len(scales)), 3) for at in range(len(scales))],
-            varied_sentence=_varied(analysis),
-            null=null,
-            luck_rows=[
-                ("all", null.overall),
-                *((name, null.groups[name]) for name, _ in by_need if name in null.groups),
-            ]
-            if null
-            else [],
-            shift=shift,
-            shift_rows=[(name, shift.groups[name]) for name, _ in by_need if name in shift.groups]
-            if shift
-            else [],
-            costs=analysis.costs,
-            flops=_unit(
-                analysis.costs.scales[-1].prefill_flops, 1e3, ("MFLOPs", "GFLOPs", "TFLOPs"), 1e6
-            ),
-            kv=_unit(analysis.costs.scales[-1].kv_bytes, 1e3, ("kB", "MB", "GB"), 1e3),
-            same_ladder=scales == m3_paper.SCALES,
-            paper=m3_paper.BENCHMARKS,
-            teraflops=m3_paper.TERAFLOPS,
-            citation=m3_paper.CITATION,
-        )
+    return render_page(
+        "analysis.html",
+        _FILTERS,
+        provenance=provenance,
+        source=_source(analysis),
+        overall=part,
+        groups=analysis.groups,
+        rows=[("all", part), *by_need],
+        splits=analysis.splits,
+        failed=analysis.failed,
+        notes=analysis.notes,
+        lead=_lead(analysis),
+        right_means=_RIGHT_MEANS[analysis.target],
+        right_definition=_RIGHT_DEFINITION[analysis.target],
+        tiled=any(each.tokens != each.scale for each in part.scales),
+        graded=any(each.score not in (None, each.accuracy.value) for each in part.scales),
+        has_agreement=part.scales[0].agreement is not None and analysis.target != "agreement",
+        best=_best,
+        best_accuracy=_best(part),
+        fall=_fall_mark,
+        figure_wide=Markup(accuracy_svg(analysis, narrow=False)),
+        figure_narrow=Markup(accuracy_svg(analysis, narrow=True)),
+        multiples=[
+            (name, each, Markup(group_svg(name, each)))
+            for name, each in largest_groups(analysis).items()
+        ],
+        strengths=[round(strength(at, len(scales)), 3) for at in range(len(scales))],
+        varied_sentence=_varied(analysis),
+        null=null,
+        luck_rows=[
+            ("all", null.overall),
+            *((name, null.groups[name]) for name, _ in by_need if name in null.groups),
+        ]
+        if null
+        else [],
+        shift=shift,
+        shift_rows=[(name, shift.groups[name]) for name, _ in by_need if name in shift.groups]
+        if shift
+        else [],
+        costs=analysis.costs,
+        flops=_unit(
+            analysis.costs.scales[-1].prefill_flops, 1e3, ("MFLOPs", "GFLOPs", "TFLOPs"), 1e6
+        ),
+        kv=_unit(analysis.costs.scales[-1].kv_bytes, 1e3, ("kB", "MB", "GB"), 1e3),
+        same_ladder=scales == m3_paper.SCALES,
+        paper=m3_paper.BENCHMARKS,
+        teraflops=m3_paper.TERAFLOPS,
+        citation=m3_paper.CITATION,
     )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("predictor"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "pct": lambda share: f"{100 * share:.1f}",
-        "points": _points,
-        "rounded": lambda value: f"{value + 1e-9:.1f}",  # as on paper: halves go up
-        "tokens": _tokens,
-        "count": lambda number: f"{number:,}",
-    }
-    return environment
 
 
 def _points(difference: float) -> str:
@@ -212,3 +193,12 @@ def _unit(
     while largest is not None and at + 1 < len(names) and largest >= size * step:
         size, at = size * step, at + 1
     return {"unit": names[at], "size": size}
+
+
+_FILTERS: dict[str, Callable[..., str]] = {
+    "pct": lambda share: f"{100 * share:.1f}",
+    "points": _points,
+    "rounded": lambda value: f"{value + 1e-9:.1f}",  # as on paper: halves go up
+    "tokens": _tokens,
+    "count": lambda number: f"{number:,}",
+}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,6 +25,7 @@ from predictor.drawing import (
     one_plot,
     style,
 )
+from predictor.pages import render_page
 
 _UNITS = {
     "tokens": "mean image tokens",
@@ -46,14 +46,6 @@ _PARTS = {
 
 def render(report: Mapping[str, Any]) -> str:
     """The report as an HTML document; everything from the outcomes is escaped."""
-    environment = Environment(
-        loader=PackageLoader("predictor"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"pct": _per_cent, "number": _number, "gap": _gap}
     pictures = {
         name: {
             "frontier": Markup(_frontier_svg(name, part, narrow=False)),
@@ -67,7 +59,9 @@ def render(report: Mapping[str, Any]) -> str:
         }
         for name, part in report["parts"].items()
     }
-    return environment.get_template("evaluation.html").render(
+    return render_page(
+        "evaluation.html",
+        {"pct": _per_cent, "number": _number, "gap": _gap},
         report=report,
         titles=_PARTS,
         pictures=pictures,
