@@ -11,24 +11,20 @@ FOLDER = Path(__file__).parent
 SPLIT = "examples"
 # File name, number in the split, questions asked, coarse to fine.
 PICTURES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
-    ("bars", 18, ("which colour has the highest value?", "which colour has the lowest value?")),
-    ("sign-blue", 9, ("name the colour of the background.", "the text has which colour?")),
-    ("triangle", 42, ("what is the dominant shape?",)),
-    ("square", 48, ("what is the dominant shape?",)),
-    ("table", 60, ("which type of document is shown?",)),
-    ("pie", 73, ("what sort of chart do you see?",)),
-    ("shapes-white", 86, ("the background is which colour?",)),
-    ("temple", 88, ("photo of what?", "tell me the colour of the letters.")),
-    ("bars-narrow", 33, ("which type of chart is shown?", "which bar stands for the least?")),
-    ("bars-five", 34, ("how many bars are there?",)),
-    ("bars-two", 19, ("is red more than blue?", "which colour has the lowest value?")),
-    ("shapes-black", 36, ("background colour?", "name the colour of the triangle.")),
-    (
-        "sign-orange",
-        51,
-        ("the background is which colour?", "in which colour is the text printed?"),
-    ),
-    ("sign-yellow", 53, ("the background is which colour?", "what is the text colour?")),
+    ("bars", 18, ("name the kind of chart.", "which color has the highest value?")),
+    ("bars-five", 19, ("Chart type?", "Which colour has the highest value?")),
+    ("bars-two", 118, ("how many bars do you see?", "Which color has the lowest value?")),
+    ("bars-seven", 33, ("Which bar stands for the most?", "What is the number of bars?")),
+    ("zebra", 97, ("what is the background colour?", "please read what is printed.")),
+    ("autumn", 76, ("what does the black text say?",)),
+    ("number-purple", 87, ("what color is behind everything?", "which text is printed in purple?")),
+    ("digit-small", 92, ("what is written here?",)),
+    ("handwriting", 80, ("which number is written by hand?",)),
+    ("temple", 88, ("photo of what?",)),
+    ("shapes-black", 36, ("background colour?", "what kind of shape is the cyan one?")),
+    ("shapes-green", 128, ("count the objects.", "What colour is behind everything?")),
+    ("ring", 101, ("Is there a red ring?",)),
+    ("sign-yellow", 53, ("What is the background colour?", "what is the text colour?")),
 )
 
 

@@ -317,14 +317,16 @@ class _Tracing:
             return
         trace = Trace(uuid4().hex)
         scope.setdefault("state", {})["trace"] = trace
+        # Ray Serve's proxy names every request itself and adds that name to the response.
+        named_already = any(name == b"x-request-id" for name, _ in scope["headers"])
+        names = (REQUEST_ID_HEADER,) if named_already else (REQUEST_ID_HEADER, "x-request-id")
         responding = False
 
         async def named(message: Message) -> None:
             nonlocal responding
             if message["type"] == "http.response.start":
                 responding = True
-                named_by = dict.fromkeys((REQUEST_ID_HEADER, "x-request-id"), trace.request_id)
-                fields = named_by | trace.caller.headers()
+                fields = dict.fromkeys(names, trace.request_id) | trace.caller.headers()
                 added = [(name.encode(), value.encode()) for name, value in fields.items()]
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
