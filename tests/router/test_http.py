@@ -53,6 +53,15 @@ def events(response: httpx.Response) -> list[Any]:
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
+async def test_a_name_from_the_proxy_stands_alone() -> None:
+    async with client_of(app_of(FakeBackend(), None)) as client:
+        bare = await client.get("/healthz")
+        proxied = await client.get("/healthz", headers={"X-Request-ID": "from-the-proxy"})
+    assert bare.headers["x-request-id"] == bare.headers[REQUEST_ID_HEADER]
+    assert "x-request-id" not in proxied.headers  # the proxy adds its own
+    assert proxied.headers[REQUEST_ID_HEADER] not in ("", "from-the-proxy")
+
+
 async def test_an_answer_explains_its_scale() -> None:
     response = await post(predictor=FakePredictor())
     assert response.status_code == 200
