@@ -18,10 +18,10 @@ from m3_backend.training.recipe import PATCH, Stage
 from m3_backend.training.worlds import Picture, Question, draw
 
 # The easiest questions would otherwise fill a sixth of every batch.
-_SELDOM = {"background": 0.2, "document_kind": 0.35, "chart_kind": 0.35, "text_colour": 0.5}
+_SELDOM = {"background": 0.2, "document_kind": 0.35, "chart_kind": 0.25, "text_colour": 0.5}
 _READ = frozenset({"handwriting", "words", "numbers", "documents"})
 _CONVERSATIONS = 0.15
-_ROOM = 100  # tokens of questions and answers about a picture; evens out the rows of a batch
+_ROOM = 200  # tokens of questions and answers about a picture; evens out the rows of a batch
 NOT_WANTED = -100
 
 
@@ -31,7 +31,8 @@ class Batch:
 
     Args:
         pixels: uint8 [batch, side, side, 3].
-        classes, colours: int64 [batch, patches, points] dense labels.
+        classes, colours, orders, rows, columns: uint8 [batch, patches, points] dense labels, see
+            worlds.canvas.Labels.
         text, blocks, positions, answers: int64 [batch, length], see TinyLlava.answer_logits;
             `answers` holds the token id to predict where one is wanted, else NOT_WANTED.
     """
@@ -39,6 +40,9 @@ class Batch:
     pixels: Tensor
     classes: Tensor
     colours: Tensor
+    orders: Tensor
+    rows: Tensor
+    columns: Tensor
     text: Tensor
     blocks: Tensor
     positions: Tensor
@@ -46,35 +50,44 @@ class Batch:
 
 
 class Batches(Dataset[Batch]):
-    """All batches of a stage, drawn when asked for."""
+    """All batches of a stage, drawn when asked for; of each, every `ranks`th picture."""
 
     def __init__(
-        self, stage: Stage, tokenizer: PreTrainedTokenizerFast, questions: int, seed: int
+        self,
+        stage: Stage,
+        tokenizer: PreTrainedTokenizerFast,
+        questions: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self._stage = stage
         self._tokenizer = tokenizer
         self._questions = questions
         self._seed = seed
+        self._rank = rank
+        self._ranks = ranks
 
     def __len__(self) -> int:
         return self._stage.steps
 
     def __getitem__(self, step: int) -> Batch:
         stage = self._stage
-        rng = Random(f"{self._seed}-{stage.name}-{step}")
+        rng = Random(f"{self._seed}-{stage.name}-{step}-{self._rank}")
         base = step * stage.batch
         pictures = [
             draw("train", base + i, stage.side, seed=self._seed, mix=stage.mix)
-            for i in range(stage.batch)
+            for i in range(self._rank, stage.batch, self._ranks)
         ]
         rows = [pack(self._tokenizer, self._choose(p, rng), rng) for p in pictures]
         text, blocks, positions, answers = zip(*rows, strict=True)
         return Batch(
             pixels=torch.from_numpy(np.stack([np.asarray(p.image) for p in pictures])),
-            classes=torch.from_numpy(
-                np.stack([_sample(p.classes, LABEL_ROWS, LABEL_COLUMNS) for p in pictures])
-            ),
-            colours=torch.from_numpy(np.stack([_sample(p.colours, 2, 2) for p in pictures])),
+            classes=_sampled([p.labels.classes for p in pictures], LABEL_ROWS, LABEL_COLUMNS),
+            orders=_sampled([p.labels.orders for p in pictures], LABEL_ROWS, LABEL_COLUMNS),
+            colours=_sampled([p.labels.colours for p in pictures], 2, 2),
+            rows=_sampled([p.labels.rows for p in pictures], 2, 2),
+            columns=_sampled([p.labels.columns for p in pictures], 2, 2),
             text=pad(text),
             blocks=pad(blocks),
             positions=pad(positions),
@@ -132,13 +145,17 @@ def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return ids
 
 
-def _sample(labels: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.int64]:
-    """Labels at rows × columns points of every patch: int64 [patches, points]."""
+def _sampled(labels: Sequence[NDArray[np.uint8]], rows: int, columns: int) -> Tensor:
+    return torch.from_numpy(np.stack([_sample(each, rows, columns) for each in labels]))
+
+
+def _sample(labels: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
+    """Labels at rows × columns points of every patch: uint8 [patches, points]."""
     side = labels.shape[0] // PATCH
     y = (np.arange(side)[:, None] * PATCH + (np.arange(rows) + 0.5) * PATCH / rows).astype(int)
     x = (np.arange(side)[:, None] * PATCH + (np.arange(columns) + 0.5) * PATCH / columns).astype(
         int
     )
-    points = labels[y[:, None, :, None], x[None, :, None, :]].astype(np.int64)
-    flat: NDArray[np.int64] = points.reshape(side * side, rows * columns)
+    points = labels[y[:, None, :, None], x[None, :, None, :]]
+    flat: NDArray[np.uint8] = points.reshape(side * side, rows * columns)
     return flat

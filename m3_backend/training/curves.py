@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 _SMOOTH = 7  # logged values that are averaged
-_SEEN = {"foreground_accuracy": "labelled points", "glyph_accuracy": "points on glyphs"}
+_SEEN = {
+    "foreground_accuracy": "what stands there",
+    "glyph_accuracy": "which glyph",
+    "order_accuracy": "where in its text",
+    "row_accuracy": "in which row of a document",
+}
 
 
 def plot(metrics: Sequence[dict[str, Any]], path: Path) -> None:
@@ -34,14 +38,10 @@ def plot(metrics: Sequence[dict[str, Any]], path: Path) -> None:
         at = [i for i, m in enumerate(metrics) if key in m]
         seen.plot(minutes[at], _smooth([metrics[i][key] for i in at]), label=label)
     seen.set(title="Vision tower: labels told right", xlabel="minutes of training", ylim=(0, 1))
-    rows = defaultdict(list)
-    for i, m in enumerate(metrics):
-        if "answer_loss" in m:
-            rows[m["scale"]].append(i)
     shades = pyplot.get_cmap("viridis_r")(np.linspace(0.1, 0.95, len(M3_SCALES)))
     for scale, shade in zip(M3_SCALES, shades, strict=True):
-        at = rows[scale]
-        losses = _smooth([metrics[i]["answer_loss"] for i in at])
+        at = [i for i, m in enumerate(metrics) if f"loss_{scale}" in m]
+        losses = _smooth([metrics[i][f"loss_{scale}"] for i in at])
         told.plot(minutes[at], losses, color=shade, label=f"{scale} tokens")
     told.set(title="Answers: loss per token", xlabel="minutes of training", yscale="log")
     for axes in (seen, told):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from transformers import (
 from m3_backend.scales import M3_GRID_SIDE, M3_SCALES
 from m3_backend.training.recipe import PATCH, Architecture
 from m3_backend.training.tokenizer import IMAGE_TOKEN, build_tokenizer
-from m3_backend.training.worlds.canvas import CLASSES, NO_COLOUR
+from m3_backend.training.worlds.canvas import (
+    CLASSES,
+    MOST_COLUMNS,
+    MOST_ORDER,
+    NO_COLOUR,
+    ROWS,
+)
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -36,6 +43,17 @@ _PLACES = 2 * (1 + 2 * len(_PERIODS))
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "m3-tiny"
 DENSE_HEADS = "dense_heads.safetensors"  # beside a checkpoint, for those who train it further
+
+
+@dataclass(frozen=True)
+class DenseLogits:
+    """Float [batch, patches, points, kinds] each; kinds as in worlds.canvas.Labels."""
+
+    classes: Tensor
+    colours: Tensor
+    orders: Tensor
+    rows: Tensor
+    columns: Tensor
 
 
 class TinyLlava(nn.Module):
@@ -55,6 +73,9 @@ class TinyLlava(nn.Module):
         width = architecture.vision_width
         self.class_head = nn.Linear(width, LABEL_ROWS * LABEL_COLUMNS * len(CLASSES))
         self.colour_head = nn.Linear(width, COLOUR_POINTS * NO_COLOUR)
+        self.order_head = nn.Linear(width, LABEL_ROWS * LABEL_COLUMNS * (MOST_ORDER + 1))
+        self.row_head = nn.Linear(width, COLOUR_POINTS * len(ROWS))
+        self.column_head = nn.Linear(width, COLOUR_POINTS * (MOST_COLUMNS + 1))
         self.place_head = nn.Linear(width, _PLACES)
         _initialise_vision(self.vision)
         self.places: Tensor
@@ -113,12 +134,27 @@ class TinyLlava(nn.Module):
             self.place_head(features).float(), window.flatten(0, 1).expand(len(features), -1, -1)
         )
 
-    def dense_logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits at the label points of every patch: [.., 8, classes], [.., 4, colours]."""
+    @property
+    def dense_heads(self) -> list[nn.Module]:
+        """What reads the dense labels off the features; no part of the model that is served."""
+        heads = (self.class_head, self.colour_head, self.order_head, self.row_head)
+        return [*heads, self.column_head, self.place_head]
+
+    def dense_logits(self, features: Tensor) -> DenseLogits:
+        """Logits at the label points of every patch."""
         batch, patches, _ = features.shape
-        classes = self.class_head(features).view(batch, patches, LABEL_ROWS * LABEL_COLUMNS, -1)
-        colours = self.colour_head(features).view(batch, patches, COLOUR_POINTS, -1)
-        return classes, colours
+
+        def at(points: int, head: nn.Module) -> Tensor:
+            logits: Tensor = head(features)
+            return logits.view(batch, patches, points, -1).float()
+
+        return DenseLogits(
+            classes=at(LABEL_ROWS * LABEL_COLUMNS, self.class_head),
+            colours=at(COLOUR_POINTS, self.colour_head),
+            orders=at(LABEL_ROWS * LABEL_COLUMNS, self.order_head),
+            rows=at(COLOUR_POINTS, self.row_head),
+            columns=at(COLOUR_POINTS, self.column_head),
+        )
 
     def visual_tokens(self, features: Tensor, scale: int) -> Tensor:
         """Projected and pooled: [batch, scale, text width]."""
@@ -274,7 +310,7 @@ def save_checkpoint(model: TinyLlava, tokenizer: PreTrainedTokenizerFast, folder
     heads = {
         name: value.detach().to("cpu", torch.bfloat16).contiguous()
         for name, value in model.state_dict().items()
-        if name.startswith(("class_head.", "colour_head.", "place_head."))
+        if name.partition(".")[0].endswith("_head")
     }
     save_file(heads, folder / DENSE_HEADS)
     for name in ("model.safetensors", DENSE_HEADS):

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from m3_backend.training.worlds.canvas import SHAPES
-from m3_backend.training.worlds.documents import FIELDS, ITEMS
+from m3_backend.training.worlds.canvas import FIELDS, ITEMS, SHAPES
 from m3_backend.training.worlds.palette import NAMES
 from m3_backend.training.worlds.phrasings import all_phrasings
 

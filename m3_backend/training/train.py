@@ -1,6 +1,8 @@
 """Trains m3-tiny from nothing: `python -m m3_backend.training.train --recipe cpu --out runs/tiny`.
 
-Stops and resumes at any step; the same seed on the same hardware gives the same weights.
+Stops and resumes at any step; the same seed on the same hardware gives the same weights. On a busy
+CPU one process a core, `torchrun --nproc-per-node 2 -m m3_backend.training.train`, loses less to
+waiting than one process with two threads: it waits once a step instead of at every operation.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from m3_backend.scales import M3_GRID_SIDE
+from m3_backend.training import attention
 from m3_backend.training.batches import NOT_WANTED, Batch, Batches
 from m3_backend.training.model import (
     DENSE_HEADS,
@@ -47,6 +49,8 @@ _IS_GLYPH = torch.tensor([what.startswith(("printed", "handwritten")) for what i
 # Most of a picture is background or a large area of one thing; glyphs are small and many.
 CLASS_WEIGHTS = torch.where(_IS_GLYPH, 1.0, 0.3)
 CLASS_WEIGHTS[0] = 0.1
+_UNLABELLED = 0.05  # weight of points without an order, a row or a column: nearly all
+_ORDERS, _ROWS, _COLUMNS = 0.5, 0.5, 0.2  # weights of these labels beside class, colour and place
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +82,15 @@ class Run:
 
     def __init__(self, recipe: Recipe, out: Path, device: str, workers: int) -> None:
         torch.manual_seed(recipe.seed)
+        self.rank, self.ranks = _rank()
         self.recipe = recipe
         self.out = out
         self.device = device
         self.workers = workers
         self.tokenizer: PreTrainedTokenizerFast = build_tokenizer(recipe.architecture.vocabulary)
         self.model = TinyLlava(recipe.architecture, self.tokenizer).to(device)
+        if device == "cpu":
+            self.model.llava.set_attn_implementation(attention.register())
         before = self.tokenizer.encode("USER: ", add_special_tokens=False)
         self.before = torch.tensor([self.tokenizer.bos_token_id, *before], device=device)
         out.mkdir(parents=True, exist_ok=True)
@@ -92,7 +99,8 @@ class Run:
         """Makes a fresh run start at a later stage, with the weights of a published checkpoint.
 
         Weights of other sizes than the recipe's, and dense heads that were not published with the
-        checkpoint, keep their initial values. A run that has begun already is left as it is.
+        checkpoint, keep their initial values; so do the embeddings of tokens that it does not know.
+        A run that has begun already is left as it is.
         """
         if (self.out / "state.pt").exists():
             return
@@ -101,16 +109,25 @@ class Run:
         published = load_file(checkpoint / "model.safetensors")
         for name, value in own.items():
             theirs = published.get(public_name(name))
-            if theirs is not None and theirs.shape == value.shape:
+            if theirs is None or theirs.shape[1:] != value.shape[1:]:
+                continue
+            if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+                here, there = _common_tokens(self.tokenizer, checkpoint)
+                value[here] = theirs[there].to(value.dtype)
+            elif theirs.shape == value.shape:
                 value.copy_(theirs)
         if (heads := checkpoint / DENSE_HEADS).exists():
-            self.model.load_state_dict(load_file(heads), strict=False)
+            shapes = {name: value.shape for name, value in self.model.state_dict().items()}
+            fitting = {n: v for n, v in load_file(heads).items() if shapes.get(n) == v.shape}
+            self.model.load_state_dict(fitting, strict=False)
         if (past := checkpoint / HISTORY).exists():
             shutil.copy(past, self.out / HISTORY)
         self._save(number, 0, [])
 
     def train(self) -> None:
         """Runs every stage that is not finished yet, then writes the checkpoint."""
+        if self.ranks > 1:
+            distributed.barrier()  # the first process may just have written where to begin
         done, step, optimisers = self.resume()
         for number, stage in enumerate(self.recipe.stages):
             if number < done:
@@ -118,7 +135,8 @@ class Run:
             self._run_stage(
                 number, stage, step if number == done else 0, optimisers if number == done else None
             )
-        save_checkpoint(self.model, self.tokenizer, self.out / "checkpoint")
+        if self.rank == 0:
+            save_checkpoint(self.model, self.tokenizer, self.out / "checkpoint")
 
     def _run_stage(
         self, number: int, stage: Stage, first: int, saved: list[dict[str, Any]] | None
@@ -129,7 +147,14 @@ class Run:
             optimiser.load_state_dict(state)
         parameters = [p for each in trained for p in each.parameters()]
         saved_at = time.monotonic()
-        bar = tqdm(total=stage.steps, initial=first, desc=stage.name, unit="step", mininterval=10)
+        bar = tqdm(
+            total=stage.steps,
+            initial=first,
+            desc=stage.name,
+            unit="step",
+            mininterval=10,
+            disable=self.rank > 0,
+        )
         for step, batch in enumerate(self._batches(stage, first), start=first):
             rate = _schedule(step, stage)
             for optimiser in optimisers:
@@ -140,6 +165,8 @@ class Run:
             for optimiser in optimisers:
                 optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            if self.ranks > 1:
+                _average(parameters, self.ranks)
             nn.utils.clip_grad_norm_(parameters, 1.0)
             for optimiser in optimisers:
                 optimiser.step()
@@ -159,9 +186,7 @@ class Run:
         tower: list[nn.Module] = [model.vision.pre_layrnorm, model.vision.encoder]
         tower_tables: list[nn.Module] = [
             model.vision.embeddings,
-            model.class_head,
-            model.colour_head,
-            model.place_head,
+            *model.dense_heads,
         ]
         language: list[nn.Module] = [model.language.layers, model.language.norm, model.projector]
         tables: list[nn.Module] = [model.language.embed_tokens, model.llava.lm_head]
@@ -178,7 +203,14 @@ class Run:
         return learning
 
     def _batches(self, stage: Stage, first: int) -> Iterator[Batch]:
-        batches = Batches(stage, self.tokenizer, self.recipe.questions, self.recipe.seed)
+        batches = Batches(
+            stage,
+            self.tokenizer,
+            self.recipe.questions,
+            self.recipe.seed,
+            self.rank,
+            self.ranks,
+        )
         left = Subset(batches, range(first, stage.steps))
         loader = DataLoader(
             left,
@@ -200,52 +232,61 @@ class Run:
         room = M3_GRID_SIDE - stage.side // PATCH
         corner = (rng.randint(0, room), rng.randint(0, room))
         with torch.set_grad_enabled(stage.kind == "dense" or stage.tower_rate > 0):
-            features = self._see(batch.pixels, corner)
+            features = self.model.patches(batch.pixels, corner)
         if stage.kind == "dense":
             return self._dense_loss(features, corner, batch)
-        scale = rng.choices(list(stage.scales), list(stage.scales.values()))[0]
-        wanted = batch.answers != NOT_WANTED
         # The tower learns from dense labels only: through the language model's loss a small one
         # learns next to nothing, and features that wander for its sake are harder to read.
-        visual = self.model.visual_tokens(features.detach(), scale)
-        logits = self.model.answer_logits(
-            visual, self.before, batch.text, batch.blocks, batch.positions, wanted
-        )
-        loss = F.cross_entropy(logits.float(), batch.answers[wanted])
-        metrics = {"scale": scale, "answer_loss": round(loss.item(), 4)}
+        seen_once = features.detach()
+        metrics: dict[str, float] = {}
+        losses = []
+        for scale in _draw_scales(stage, rng):
+            losses.append(self._answer_loss(seen_once, scale, batch))
+            metrics[f"loss_{scale}"] = round(losses[-1].item(), 4)
+        loss = torch.stack(losses).mean()
         if stage.tower_rate:
             dense, seen = self._dense_loss(features, corner, batch)
             return loss + dense, metrics | seen
         return loss, metrics
 
-    def _see(self, pixels: Tensor, corner: tuple[int, int]) -> Tensor:
-        if self.device != "cpu" or not torch.is_grad_enabled():
-            return self.model.patches(pixels, corner)
-        # The fused kernel's backward pass takes 40% of a dense step on a CPU, plain products 20%.
-        with sdpa_kernel(SDPBackend.MATH):
-            return self.model.patches(pixels, corner)
+    def _answer_loss(self, features: Tensor, scale: int, batch: Batch) -> Tensor:
+        wanted = batch.answers != NOT_WANTED
+        visual = self.model.visual_tokens(features, scale)
+        logits = self.model.answer_logits(
+            visual, self.before, batch.text, batch.blocks, batch.positions, wanted
+        )
+        return F.cross_entropy(logits.float(), batch.answers[wanted])
 
     def _dense_loss(
         self, features: Tensor, corner: tuple[int, int], batch: Batch
     ) -> tuple[Tensor, dict[str, float]]:
-        classes, colours = self.model.dense_logits(features)
+        logits = self.model.dense_logits(features)
         weight = CLASS_WEIGHTS.to(features.device)
-        class_loss = F.cross_entropy(
-            classes.flatten(0, 2).float(), batch.classes.flatten(), weight=weight
-        )
-        known = batch.colours < NO_COLOUR
-        colour_loss = F.cross_entropy(colours[known].float(), batch.colours[known])
-        drawn = batch.classes > 0
-        right = classes.argmax(-1) == batch.classes
+        classes, colours = batch.classes.long(), batch.colours.long()
+        known = colours < NO_COLOUR
         place_error = self.model.place_error(features, corner)
-        glyphs = _IS_GLYPH.to(features.device)[batch.classes]
-        return class_loss + colour_loss + place_error, {
+        loss = (
+            F.cross_entropy(logits.classes.flatten(0, 2), classes.flatten(), weight=weight)
+            + F.cross_entropy(logits.colours[known], colours[known])
+            + _ORDERS * _labelled_loss(logits.orders, batch.orders)
+            + _ROWS * _labelled_loss(logits.rows, batch.rows)
+            + _COLUMNS * _labelled_loss(logits.columns, batch.columns)
+            + place_error
+        )
+        right = logits.classes.argmax(-1) == classes
+        glyphs = _IS_GLYPH.to(features.device)[classes]
+        return loss, {
             "place_error": round(place_error.item(), 4),
-            "foreground_accuracy": round(right[drawn].float().mean().item(), 3),
-            "glyph_accuracy": round(right[glyphs].float().mean().item(), 3),
+            "foreground_accuracy": _share(right[classes > 0]),
+            "glyph_accuracy": _share(right[glyphs]),
+            "order_accuracy": _labelled_accuracy(logits.orders, batch.orders),
+            "row_accuracy": _labelled_accuracy(logits.rows, batch.rows),
+            "column_accuracy": _labelled_accuracy(logits.columns, batch.columns),
         }
 
     def _save(self, stage: int, step: int, optimisers: list[torch.optim.Optimizer]) -> None:
+        if self.rank > 0:
+            return
         state = {
             "model": self.model.state_dict(),
             "stage": stage,
@@ -267,8 +308,64 @@ class Run:
         return state["stage"], state["step"], state["optimisers"] or None
 
     def _log(self, **entry: object) -> None:
+        if self.rank > 0:
+            return
         with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": round(time.time(), 1), **entry}) + "\n")
+
+
+def _rank() -> tuple[int, int]:
+    """Number of this process among those that train together, and how many they are."""
+    if not distributed.is_initialized():
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _average(parameters: list[nn.Parameter], ranks: int) -> None:
+    """Makes the gradients of all processes their mean, in one exchange."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    distributed.all_reduce(flat)
+    flat /= ranks
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
+
+
+def _draw_scales(stage: Stage, rng: Random) -> list[int]:
+    """Different scales for one step, by weight."""
+    left = dict(stage.scales)
+    drawn = []
+    for _ in range(min(stage.scales_per_step, len(left))):
+        drawn.append(rng.choices(list(left), list(left.values()))[0])
+        del left[drawn[-1]]
+    return drawn
+
+
+def _labelled_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy where label 0 means nothing to tell, as nearly everywhere."""
+    weight = torch.ones(logits.shape[-1], device=logits.device)
+    weight[0] = _UNLABELLED
+    return F.cross_entropy(logits.flatten(0, 2), labels.flatten().long(), weight=weight)
+
+
+def _labelled_accuracy(logits: Tensor, labels: Tensor) -> float:
+    return _share((logits.argmax(-1) == labels)[labels > 0])
+
+
+def _share(right: Tensor) -> float:
+    return round(right.float().mean().item(), 3) if right.numel() else 0.0
+
+
+def _common_tokens(
+    tokenizer: PreTrainedTokenizerFast, checkpoint: Path
+) -> tuple[list[int], list[int]]:
+    """Ids of the tokens that a checkpoint's tokenizer knows too, here and there."""
+    here = tokenizer.get_vocab()
+    there = PreTrainedTokenizerFast.from_pretrained(checkpoint).get_vocab()
+    common = sorted(here.keys() & there.keys())
+    return [here[token] for token in common], [there[token] for token in common]
 
 
 def _optimisers(stage: Stage, trained: list[_Trained]) -> list[torch.optim.Optimizer]:
@@ -308,6 +405,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     _keep_freed_memory()
+    if "RANK" in os.environ:  # started by torchrun
+        distributed.init_process_group("nccl" if options.device == "cuda" else "gloo")
     run = Run(RECIPES[options.recipe], options.out, options.device, options.workers)
     if options.begin:
         run.begin(options.begin, options.checkpoint)

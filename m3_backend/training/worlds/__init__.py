@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from m3_backend.training.worlds import charts, documents, photos, shapes, writing
+from m3_backend.training.worlds.canvas import Labels
 from m3_backend.training.worlds.scene import SHIFTS, Question, Scene, Shift
 
 FULL_SIDE = 336
+_ROUNDS_OF_TRAINING = 4
 
 WORLDS: dict[str, Callable[[Scene], None]] = {
     "shapes": shapes.several,
@@ -41,13 +41,12 @@ MIX = dict(
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A drawn picture, its questions and its dense labels ([side, side] indices)."""
+    """A drawn picture, its questions and its dense labels."""
 
     name: str
     image: Image.Image
     questions: tuple[Question, ...]
-    classes: NDArray[np.uint8]
-    colours: NDArray[np.uint8]
+    labels: Labels
     shift: Shift
 
 
@@ -69,13 +68,19 @@ def draw(
     name = f"{split}-{seed}-{index}"
     rng = Random(f"{name}-{side}" if split == "train" else name)
     shift: Shift = rng.choice(SHIFTS) if split == "shifted" else "none"
-    scene = Scene(side, rng, shift, held_out_ink=split != "train")
+    scene = Scene(
+        side,
+        rng,
+        shift,
+        held_out_ink=split != "train",
+        rounds=_ROUNDS_OF_TRAINING if split == "train" else 1,
+    )
     world = rng.choices(list(mix), list(mix.values()))[0]
     WORLDS[world](scene)
     if rng.random() < 0.5:
         scene.canvas.noise(rng.uniform(1, 9))
-    classes, colours = scene.canvas.labels()
-    return Picture(name, scene.canvas.image, tuple(scene.questions), classes, colours, shift)
+    questions = tuple(dict.fromkeys(scene.questions))
+    return Picture(name, scene.canvas.image, questions, scene.canvas.labels(), shift)
 
 
 __all__ = ["FULL_SIDE", "MIX", "WORLDS", "Picture", "Question", "draw"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from m3_backend.training.worlds.canvas import MOST_ORDER
 from m3_backend.training.worlds.palette import readable_on
 from m3_backend.training.worlds.scene import Scene
 
@@ -39,7 +40,8 @@ def bars(scene: Scene) -> None:
     pitch = width / count
     for i, (colour, value) in enumerate(zip(colours, values, strict=True)):
         x = left + i * pitch + pitch * 0.15
-        canvas.rectangle((x, base - height * value / top, x + pitch * 0.7, base), colour, "bar")
+        box = (x, base - height * value / top, x + pitch * 0.7, base)
+        canvas.rectangle(box, colour, "bar", order=round(MOST_ORDER * value / top))
     gaps = sorted(values)
     unit = height / top
     scene.ask("chart_kind", "chart_kind", "bar", side)
@@ -51,11 +53,14 @@ def bars(scene: Scene) -> None:
             "chart_compare", "smallest_part", smallest, (gaps[1] - gaps[0]) * unit, part="bar"
         )
     scene.ask("chart_count", "count_parts", str(count), pitch, part="bar")
-    i, j = rng.sample(range(count), 2)
-    scene.ask("chart_read", "bar_value", str(values[i]), min(5 * unit, glyph), colour=colours[i])
-    answer = "yes" if values[i] > values[j] else "no"
-    detail = abs(values[i] - values[j]) * unit
-    scene.ask("chart_compare", "taller", answer, detail, a=colours[i], b=colours[j])
+    for i in rng.sample(range(count), min(scene.rounds, count)):
+        detail = min(5 * unit, glyph)
+        scene.ask("chart_read", "bar_value", str(values[i]), detail, colour=colours[i])
+    for _ in range(scene.rounds):
+        i, j = rng.sample(range(count), 2)
+        answer = "yes" if values[i] > values[j] else "no"
+        detail = abs(values[i] - values[j]) * unit
+        scene.ask("chart_compare", "taller", answer, detail, a=colours[i], b=colours[j])
 
 
 def lines(scene: Scene) -> None:
@@ -80,11 +85,11 @@ def lines(scene: Scene) -> None:
             (margin + i * step, side - margin - h * (side - 2 * margin))
             for i, h in enumerate(heights)
         ]
-        canvas.line(track, colour, thick, "line")
+        canvas.line(track, colour, thick, "line", order=1 + (end > start))
         rises.append(end - start)
     scene.ask("chart_kind", "chart_kind", "line", side)
     scene.ask("chart_count", "count_parts", str(len(colours)), thick, part="line")
-    for i in rng.sample(range(len(colours)), min(2, len(colours))):
+    for i in rng.sample(range(len(colours)), min(2 * scene.rounds, len(colours))):
         detail = min(thick * 4.0, abs(rises[i]) * side)
         scene.ask(
             "chart_read", "trend", "up" if rises[i] > 0 else "down", detail, colour=colours[i]

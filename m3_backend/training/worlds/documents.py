@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 from m3_backend.training.worlds import lettering
+from m3_backend.training.worlds.canvas import FIELDS, ITEMS, MOST_COLUMNS, MOST_ROWS
 from m3_backend.training.worlds.scene import Scene
 
-ITEMS = tuple(
-    """
-    tea milk bread rice soap salt fish eggs ham jam corn beans oil pen book lamp rope nails
-    glue tape
-    """.split()
-)
-FIELDS = tuple(
-    """
-    name city date phone code room unit plan
-    """.split()
-)
 _PAPER = ("white", "yellow", "pink", "cyan", "grey")
 _LETTERHEADS = ("MARKET", "OFFICE", "STORE", "BUREAU")
 
@@ -41,12 +31,13 @@ class _Sheet:
         self.width = columns * glyph * self.height
         self.top = scene.rng.uniform(3, max(3.5, side - least_lines * self.pitch))
 
-    def write(self, line: int, text: str, x: float) -> None:
-        self.canvas.text(x, self.top + line * self.pitch, text, self.font, self.height, self.ink)
+    def write(self, line: int, text: str, x: float, row: str = "nothing", column: int = 0) -> None:
+        y = self.top + line * self.pitch
+        self.canvas.text(x, y, text, self.font, self.height, self.ink, row, column)
 
-    def write_right(self, line: int, text: str) -> None:
+    def write_right(self, line: int, text: str, row: str) -> None:
         end = self.left + self.width
-        self.write(line, text, end - lettering.width_of(self.font, self.height, text))
+        self.write(line, text, end - lettering.width_of(self.font, self.height, text), row)
 
     def room(self) -> int:
         """Lines that still fit below the top margin."""
@@ -61,12 +52,12 @@ def receipt(scene: Scene) -> None:
     cents = [rng.randint(10, 990) * 5 for _ in items]
     sheet.write(0, rng.choice(_LETTERHEADS), sheet.left)
     for line, (item, price) in enumerate(zip(items, cents, strict=True), start=1):
-        sheet.write(line, item.upper(), sheet.left)
-        sheet.write_right(line, _money(price))
-    sheet.write(count + 1, "TOTAL", sheet.left)
-    sheet.write_right(count + 1, _money(sum(cents)))
+        sheet.write(line, item.upper(), sheet.left, item)
+        sheet.write_right(line, _money(price), item)
+    sheet.write(count + 1, "TOTAL", sheet.left, "total")
+    sheet.write_right(count + 1, _money(sum(cents)), "total")
     scene.ask("documents", "total", _money(sum(cents)), sheet.height)
-    for index in rng.sample(range(count), min(2, count)):
+    for index in rng.sample(range(count), min(2 * scene.rounds, count)):
         scene.ask("documents", "price", _money(cents[index]), sheet.height, item=items[index])
     scene.ask("document_kind", "document_kind", "receipt", sheet.height)
 
@@ -84,34 +75,36 @@ def form(scene: Scene) -> None:
     for line, field in enumerate(fields):
         value = lettering.number(rng, 5) if rng.random() < 0.5 else lettering.word(rng, 6)
         values.append(value)
-        sheet.write(line, field.upper(), sheet.left)
+        sheet.write(line, field.upper(), sheet.left, field)
         x = sheet.left + sheet.width * 0.5
-        sheet.write(line, value, x)
+        sheet.write(line, value, x, field)
         y = sheet.top + line * sheet.pitch + sheet.height + 2
         sheet.canvas.line([(x, y), (sheet.left + sheet.width, y)], "grey", 1)
-    for index in rng.sample(range(count), min(2, count)):
+    for index in rng.sample(range(count), min(2 * scene.rounds, count)):
         scene.ask("documents", "field", values[index], sheet.height, field=fields[index])
     scene.ask("document_kind", "document_kind", "form", sheet.height)
 
 
 def table(scene: Scene) -> None:
     rng = scene.rng
-    columns = rng.randint(2, 5)
+    columns = rng.randint(2, MOST_COLUMNS)
     sheet = _Sheet(scene, columns=4 * (columns + 1), least_lines=3)
-    rows = rng.randint(2, max(2, min(9, sheet.room() - 1)))
+    rows = rng.randint(2, max(2, min(MOST_ROWS, sheet.room() - 1)))
     pitch = sheet.width / (columns + 1)
     values = [[str(rng.randint(0, 99)) for _ in range(columns)] for _ in range(rows)]
     for column in range(columns):
         sheet.write(0, lettering.LETTERS[column], sheet.left + (column + 1) * pitch)
     for row in range(rows):
-        sheet.write(row + 1, str(row + 1), sheet.left)
+        name = f"row {row + 1}"
+        sheet.write(row + 1, str(row + 1), sheet.left, name)
         for column in range(columns):
-            sheet.write(row + 1, values[row][column], sheet.left + (column + 1) * pitch)
+            x = sheet.left + (column + 1) * pitch
+            sheet.write(row + 1, values[row][column], x, name, column + 1)
     for line in range(rows + 1):
         y = sheet.top + line * sheet.pitch + sheet.height + 2
         sheet.canvas.line([(sheet.left, y), (sheet.left + sheet.width, y)], "grey", 1)
-    for _ in range(2):
-        row, column = rng.randrange(rows), rng.randrange(columns)
+    cells = rng.sample(range(rows * columns), min(2 * scene.rounds, rows * columns))
+    for row, column in (divmod(cell, columns) for cell in cells):
         place = {"row": str(row + 1), "column": lettering.LETTERS[column]}
         scene.ask("documents", "cell", values[row][column], sheet.height, **place)
     scene.ask("document_kind", "document_kind", "table", sheet.height)

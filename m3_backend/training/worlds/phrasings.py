@@ -1,8 +1,12 @@
-"""How each kind of question can be asked: eight ways that are trained on, two that never are."""
+"""How each kind of question can be asked: fixed and composed ways that are trained on, two that
+never are.
+"""
 
 from __future__ import annotations
 
 from random import Random
+
+from m3_backend.training.worlds.composed import composed
 
 _SEEN: dict[str, tuple[str, ...]] = {
     "background": (
@@ -340,11 +344,13 @@ _HELD_OUT: dict[str, tuple[str, str]] = {
 }
 
 KINDS = tuple(_SEEN)
+_COMPOSED = {kind: composed(kind) for kind in KINDS}
 
 
 def phrase(kind: str, rng: Random, held_out: bool, **words: str) -> str:
     """One way of asking a question of `kind`, with `words` filled in, as people spell and type."""
-    choices = _HELD_OUT[kind] if held_out else _SEEN[kind]
+    fixed = _HELD_OUT[kind] if held_out else _SEEN[kind]
+    choices = _COMPOSED[kind] if not held_out and rng.random() < 0.5 else fixed
     text = rng.choice(choices).format(**words)
     if rng.random() < 0.3:
         text = text.replace("colour", "color")
@@ -355,4 +361,9 @@ def phrase(kind: str, rng: Random, held_out: bool, **words: str) -> str:
 
 def all_phrasings() -> tuple[str, ...]:
     """Every template that is trained on, for fitting the tokenizer."""
-    return tuple(template for templates in _SEEN.values() for template in templates)
+    return tuple(t for kind in KINDS for t in (*_SEEN[kind], *_COMPOSED[kind]))
+
+
+def held_out_phrasings() -> tuple[str, ...]:
+    """Every template that is never trained on."""
+    return tuple(template for templates in _HELD_OUT.values() for template in templates)

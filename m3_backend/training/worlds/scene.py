@@ -38,15 +38,23 @@ class Scene:
         side: pixels of the square picture.
         shift: which one thing, if any, differs from everything the model is trained on.
         held_out_ink: use the handwritten digits that are kept from training.
+        rounds: how many times over to ask what can be asked in many ways. Looking at a picture is
+            most of the work of learning from it, so that more questions teach more for the same.
     """
 
     def __init__(
-        self, side: int, rng: Random, shift: Shift = "none", held_out_ink: bool = False
+        self,
+        side: int,
+        rng: Random,
+        shift: Shift = "none",
+        held_out_ink: bool = False,
+        rounds: int = 1,
     ) -> None:
         self.side = side
         self.rng = rng
         self.shift = shift
         self.held_out_ink = held_out_ink
+        self.rounds = rounds
         self.questions: list[Question] = []
         self.canvas = self.fresh_canvas(rng.choice(NAMES))
 

@@ -32,6 +32,11 @@ def ask_background(scene: Scene) -> None:
 
 
 def ask_existence(scene: Scene, placed: list[Placed]) -> None:
+    for _ in range(scene.rounds):
+        _ask_whether(scene, placed)
+
+
+def _ask_whether(scene: Scene, placed: list[Placed]) -> None:
     """Yes and no are equally likely; a wrong candidate shares colour or shape with a right one."""
     rng = scene.rng
     target = rng.choice(placed)
@@ -55,29 +60,32 @@ def ask_existence(scene: Scene, placed: list[Placed]) -> None:
 def _ask_naming(scene: Scene, placed: list[Placed]) -> None:
     by_colour = [p for p in placed if sum(q.colour == p.colour for q in placed) == 1]
     by_shape = [p for p in placed if sum(q.shape == p.shape for q in placed) == 1]
-    if by_colour:
-        p = scene.rng.choice(by_colour)
+    for p in _some(scene, by_colour):
         scene.ask("naming", "shape_of", p.shape, p.size, colour=p.colour)
-    if by_shape:
-        p = scene.rng.choice(by_shape)
+    for p in _some(scene, by_shape):
         scene.ask("naming", "colour_of", p.colour, p.size, shape=p.shape)
+
+
+def _some(scene: Scene, placed: list[Placed]) -> list[Placed]:
+    return scene.rng.sample(placed, min(scene.rounds, len(placed)))
 
 
 def _ask_counts(scene: Scene, placed: list[Placed]) -> None:
     rng = scene.rng
     smallest = min(p.size for p in placed)
     scene.ask("counting", "count_all", str(len(placed)), smallest)
-    p = rng.choice(placed)
-    draw = rng.random()
-    if draw < 0.4:
-        count = sum(q.colour == p.colour for q in placed)
-        scene.ask("counting", "count_some", str(count), smallest, what=p.colour)
-    elif draw < 0.8:
-        count = sum(q.shape == p.shape for q in placed)
-        scene.ask("counting", "count_these", str(count), smallest, what=_plural(p.shape))
-    else:
-        count = sum(q.name == p.name for q in placed)
-        scene.ask("counting", "count_these", str(count), smallest, what=_plural(p.name))
+    for _ in range(scene.rounds):
+        p = rng.choice(placed)
+        draw = rng.random()
+        if draw < 0.4:
+            count = sum(q.colour == p.colour for q in placed)
+            scene.ask("counting", "count_some", str(count), smallest, what=p.colour)
+        elif draw < 0.8:
+            count = sum(q.shape == p.shape for q in placed)
+            scene.ask("counting", "count_these", str(count), smallest, what=_plural(p.shape))
+        else:
+            count = sum(q.name == p.name for q in placed)
+            scene.ask("counting", "count_these", str(count), smallest, what=_plural(p.name))
 
 
 def _plural(name: str) -> str:
@@ -87,16 +95,14 @@ def _plural(name: str) -> str:
 def _ask_places(scene: Scene, placed: list[Placed]) -> None:
     rng = scene.rng
     unique = [p for p in placed if sum(q.name == p.name for q in placed) == 1]
-    rng.shuffle(unique)
-    if unique:
-        p = unique[0]
+    for p in _some(scene, unique):
         x, y = p.centre
         row = "top" if y < scene.side / 2 else "bottom"
         where = f"{row} {'left' if x < scene.side / 2 else 'right'}"
         if abs(x - scene.side / 2) > p.size / 4 and abs(y - scene.side / 2) > p.size / 4:
             scene.ask("spatial", "where", where, p.size, a=p.name)
-    if len(unique) > 1:
-        a, b = unique[:2]
+    for _ in range(scene.rounds if len(unique) > 1 else 0):
+        a, b = rng.sample(unique, 2)
         dx, dy = b.centre[0] - a.centre[0], b.centre[1] - a.centre[1]
         along, options = max(
             (dx, ("left of", "right of")), (dy, ("above", "below")), key=lambda t: abs(t[0])

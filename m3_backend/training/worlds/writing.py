@@ -47,7 +47,9 @@ def handwriting(scene: Scene) -> None:
     digits = ""
     for i in range(count):
         mask, digit = _handwritten_digit(scene, height)
-        scene.canvas.stamp(mask, round(x + i * step), round(y), colour, f"handwritten {digit}")
+        scene.canvas.stamp(
+            mask, round(x + i * step), round(y), colour, f"handwritten {digit}", i + 1
+        )
         digits += digit
     ask_background(scene)
     scene.ask("handwriting", "handwritten", digits, height)
@@ -76,15 +78,16 @@ def text_of_height(scene: Scene, height: int) -> tuple[str, str]:
 
 
 def printing(scene: Scene) -> None:
-    """One text, or two in different colours, of any height from 8 to 120 pixels."""
+    """One to four texts in different colours, of any height from 8 to 120 pixels."""
     rng, side = scene.rng, scene.side
     cluttered = rng.random() < 0.3
     if cluttered:
         scene.canvas.clutter(rng.randint(5, 30))
     if scene.shift == "density":
         scene.canvas.clutter(rng.randint(50, 80))
-    lines = 2 if rng.random() < 0.4 else 1
-    colours = rng.sample(readable_on(scene.canvas.ground), lines)
+    readable = readable_on(scene.canvas.ground)
+    lines = min(rng.choices((1, 2, 3, 4), (0.45, 0.3, 0.15, 0.1))[0], len(readable))
+    colours = rng.sample(readable, lines)
     printed = []
     for i in range(lines):
         height = round(scene.log_uniform(8, min(120, side * 0.5 / lines)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -15,6 +17,7 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from m3_backend.scales import M3_SCALES
 from m3_backend.training import train as training
+from m3_backend.training.attention import plain_attention
 from m3_backend.training.batches import NOT_WANTED, Batches, pack
 from m3_backend.training.evaluate import Answer, as_markdown, tabulate
 from m3_backend.training.model import TinyLlava, build_tokenizer
@@ -189,6 +192,44 @@ def test_a_batch_is_a_function_of_its_number() -> None:
     assert not torch.equal(first.pixels, other.pixels)
     assert first.classes.shape == (8, 144, 8)
     assert (first.answers != NOT_WANTED).any(dim=1).all()
+
+
+def test_processes_that_train_together_share_out_the_pictures() -> None:
+    whole = Batches(SMOKE.stages[1], build_tokenizer(), questions=3, seed=7)[2].pixels
+    shares = [
+        Batches(SMOKE.stages[1], build_tokenizer(), 3, 7, rank, ranks=2)[2].pixels
+        for rank in (0, 1)
+    ]
+    assert torch.equal(torch.stack(shares, dim=1).flatten(0, 1), whole)
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "m3_backend.training.train", "--recipe=smoke", f"--out={tmp_path}"]
+    subprocess.run([*command, "--workers=0", "--device=cpu"], check=True, timeout=240)
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 4  # one process writes
+    assert (tmp_path / "checkpoint" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_plain_attention_is_attention(length: int) -> None:
+    query, key, value = torch.randn(3, 2, 4, length, 8)
+    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+    got, _ = plain_attention(torch.nn.Identity(), query, key, value, mask, scaling=8**-0.5)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    torch.testing.assert_close(got, expected.transpose(1, 2))
+
+
+def test_a_run_goes_on_with_another_tokenizer(trained: Run, tmp_path: Path) -> None:
+    published = tmp_path / "published"
+    publish(trained, 2, 2, to=published)
+    next_run = Run(SMOKE, tmp_path / "next", "cpu", workers=0)
+    here, there = training._common_tokens(build_tokenizer(900), published)
+    assert len(here) > 800
+    theirs = trained.tokenizer.convert_ids_to_tokens(there)
+    assert build_tokenizer(900).convert_ids_to_tokens(here) == theirs
+    next_run.begin("language", published)
 
 
 @pytest.mark.parametrize(
