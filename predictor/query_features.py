@@ -140,6 +140,7 @@ class QueryProjection:
         # Only fitting needs scikit-learn; a service that answers must not wait for its import.
         from sklearn.decomposition import TruncatedSVD  # noqa: PLC0415
         from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: PLC0415
+        from threadpoolctl import threadpool_limits  # noqa: PLC0415
 
         distinct = sorted(set(questions))
         vectorizer = TfidfVectorizer(analyzer=ngrams, max_features=terms, sublinear_tf=True)
@@ -148,5 +149,6 @@ class QueryProjection:
         size = min(size, min(weights.shape) - 1)
         if size < 1:
             return cls(vocabulary, vectorizer.idf_, np.zeros((len(vocabulary), 0)))
-        svd = TruncatedSVD(size, random_state=seed).fit(weights)
+        with threadpool_limits(1):  # sums in another order would be another artefact
+            svd = TruncatedSVD(size, random_state=seed).fit(weights)
         return cls(vocabulary, vectorizer.idf_, np.ascontiguousarray(svd.components_.T))

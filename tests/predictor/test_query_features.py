@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
+from threadpoolctl import threadpool_limits
 
 from predictor.query_features import QueryProjection, ngrams, query_features
 
@@ -90,3 +91,12 @@ def test_one_question_leaves_no_direction_to_learn() -> None:
 def test_arrays_that_do_not_fit_the_vocabulary_are_refused() -> None:
     with pytest.raises(ValueError, match="one row for each of 2 n-grams"):
         QueryProjection(("a", "b"), np.ones(2), np.ones((3, 4)))
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    questions = [f"what is the {word} of item {n}?" for n in range(40) for word in ("price", "sum")]
+    fitted = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            fitted.append(QueryProjection.fit(questions, size=8).directions)
+    assert fitted[0].tobytes() == fitted[1].tobytes()
