@@ -160,7 +160,10 @@ class TinyLlava(nn.Module):
 
     def visual_tokens(self, features: Tensor, scale: int) -> Tensor:
         """Projected and pooled: [batch, scale, text width]."""
-        projected = self.projector(features)
+        return self.pool(self.projector(features), scale)
+
+    def pool(self, projected: Tensor, scale: int) -> Tensor:
+        """[batch, patches, text width] → [batch, scale, text width]."""
         side = math.isqrt(projected.shape[1])
         kernel = side // math.isqrt(scale)
         grid = projected.transpose(1, 2).unflatten(2, (side, side))
@@ -222,7 +225,7 @@ class TinyLlava(nn.Module):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=(cos, sin))
         attention, image = top.self_attn, top.input_layernorm(hidden[:, :prefix])
         keys, values = (
-            project(image).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+            project(image).view(len(image), prefix, -1, attention.head_dim).transpose(1, 2)
             for project in (attention.k_proj, attention.v_proj)
         )
         keys, _ = apply_rotary_pos_emb(keys, keys, cos[:, :prefix], sin[:, :prefix])

@@ -136,7 +136,7 @@ RECIPES = {
                 Stage(
                     "again-168",
                     "language",
-                    steps=550,
+                    steps=500,
                     batch=64,
                     side=168,
                     decay=0.15,

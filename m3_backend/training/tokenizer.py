@@ -43,6 +43,7 @@ _ANSWERS += [
     "above",
     "below",
 ]
+_THINGS = ("total", "bars", "lines", "slices", "shape", "object", "objects", "colour", "background")
 # Words of questions that nobody here trains on, so that they do not fall apart into bytes.
 _COMMON = tuple(
     """
@@ -59,14 +60,17 @@ _COMMON = tuple(
 
 def _corpus() -> Iterator[str]:
     plurals = [f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES]
-    words = [*NAMES, *SHAPES, *plurals, *ITEMS, *FIELDS, *_ANSWERS, *_COMMON, "color"]
+    words = [*NAMES, *SHAPES, *plurals, *ITEMS, *FIELDS, *_ANSWERS, *_THINGS, *_COMMON, "color"]
     templates = [t.replace("{", "").replace("}", "") for t in all_phrasings()]
-    for _ in range(4):
-        for template in templates:
-            yield "\n" + template
-            yield "\n" + template.capitalize()
+    for template in templates:
+        yield "\n" + template
+        yield "\n" + template.capitalize()
+    # Often enough that each becomes one token, which the model can tie to what it sees.
+    for _ in range(200):
         for word in words:
             yield f" {word}"
+    for _ in range(4):
+        for word in words:
             yield f"\n{word}"
 
 

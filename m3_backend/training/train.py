@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerFast
 
 from m3_backend.scales import M3_GRID_SIDE
 from m3_backend.training import attention
+from m3_backend.training.alignment import WordAlignment
 from m3_backend.training.batches import NOT_WANTED, Batch, Batches
 from m3_backend.training.model import (
     DENSE_HEADS,
@@ -50,6 +51,7 @@ _IS_GLYPH = torch.tensor([what.startswith(("printed", "handwritten")) for what i
 CLASS_WEIGHTS = torch.where(_IS_GLYPH, 1.0, 0.3)
 CLASS_WEIGHTS[0] = 0.1
 _UNLABELLED = 0.05  # weight of points without an order, a row or a column: nearly all
+_ALIGNED = 0.1  # weight of tying image tokens to words, in language stages
 _ORDERS, _ROWS, _COLUMNS = 0.5, 0.5, 0.2  # weights of these labels beside class, colour and place
 
 
@@ -91,6 +93,7 @@ class Run:
         self.model = TinyLlava(recipe.architecture, self.tokenizer).to(device)
         if device == "cpu":
             self.model.llava.set_attn_implementation(attention.register())
+        self.alignment = WordAlignment(self.tokenizer).to(device)
         before = self.tokenizer.encode("USER: ", add_special_tokens=False)
         self.before = torch.tensor([self.tokenizer.bos_token_id, *before], device=device)
         out.mkdir(parents=True, exist_ok=True)
@@ -237,21 +240,22 @@ class Run:
             return self._dense_loss(features, corner, batch)
         # The tower learns from dense labels only: through the language model's loss a small one
         # learns next to nothing, and features that wander for its sake are harder to read.
-        seen_once = features.detach()
-        metrics: dict[str, float] = {}
+        projected = self.model.projector(features.detach())
+        labels = {"classes": batch.classes, "colours": batch.colours, "rows": batch.rows}
+        aligned = self.alignment(projected, self.model.language.embed_tokens.weight, labels)
+        metrics: dict[str, float] = {"alignment": round(aligned.item(), 3)}
         losses = []
         for scale in _draw_scales(stage, rng):
-            losses.append(self._answer_loss(seen_once, scale, batch))
+            losses.append(self._answer_loss(self.model.pool(projected, scale), batch))
             metrics[f"loss_{scale}"] = round(losses[-1].item(), 4)
-        loss = torch.stack(losses).mean()
+        loss = torch.stack(losses).mean() + _ALIGNED * aligned
         if stage.tower_rate:
             dense, seen = self._dense_loss(features, corner, batch)
             return loss + dense, metrics | seen
         return loss, metrics
 
-    def _answer_loss(self, features: Tensor, scale: int, batch: Batch) -> Tensor:
+    def _answer_loss(self, visual: Tensor, batch: Batch) -> Tensor:
         wanted = batch.answers != NOT_WANTED
-        visual = self.model.visual_tokens(features, scale)
         logits = self.model.answer_logits(
             visual, self.before, batch.text, batch.blocks, batch.positions, wanted
         )

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from m3_backend.scales import M3_SCALES
 from m3_backend.training import train as training
+from m3_backend.training.alignment import WordAlignment
 from m3_backend.training.attention import plain_attention
 from m3_backend.training.batches import NOT_WANTED, Batches, pack
 from m3_backend.training.evaluate import Answer, as_markdown, tabulate
@@ -25,6 +26,15 @@ from m3_backend.training.publish import history, publish
 from m3_backend.training.recipe import RECIPES, Recipe
 from m3_backend.training.train import Run
 from m3_backend.training.worlds import Question, draw
+from m3_backend.training.worlds.canvas import (
+    CLASSES,
+    COLOUR,
+    FIELDS,
+    ITEMS,
+    NO_COLOUR,
+    ROWS,
+    SHAPES,
+)
 
 SMOKE = RECIPES["smoke"]
 
@@ -265,3 +275,28 @@ def test_cross_entropy_ignores_questions(untrained: TinyLlava) -> None:
     assert F.cross_entropy(logits, batch.answers[mask]).item() == pytest.approx(
         math.log(1024), rel=0.2
     )
+
+
+def test_tokens_that_point_at_the_right_words_are_aligned() -> None:
+    tokenizer = build_tokenizer()
+    alignment = WordAlignment(tokenizer)
+    embeddings = torch.eye(1024)
+    star, red, tea = (
+        tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word in ("star", "red", "tea")
+    )
+    labels = {
+        "classes": torch.full((1, 2, 8), CLASSES.index("star"), dtype=torch.uint8),
+        "colours": torch.full((1, 2, 4), COLOUR["red"], dtype=torch.uint8),
+        "rows": torch.full((1, 2, 4), ROWS.index("tea"), dtype=torch.uint8),
+    }
+    told = (embeddings[star] + embeddings[red] + embeddings[tea]).expand(1, 2, -1)
+    other = (embeddings[star + 1] + embeddings[red] + embeddings[tea]).expand(1, 2, -1)
+    assert alignment(told, embeddings, labels) < alignment(other, embeddings, labels) - 1
+    labels["colours"][:] = NO_COLOUR
+    assert alignment(told, embeddings, labels).isfinite()
+
+
+def test_words_that_name_what_is_drawn_are_one_token_each() -> None:
+    tokenizer = build_tokenizer()
+    for word in (*SHAPES, *COLOUR, *ITEMS, *FIELDS, "total", "bar", "line", "slice"):
+        assert len(tokenizer.encode(f" {word}", add_special_tokens=False)) == 1, word
