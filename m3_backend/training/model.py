@@ -166,7 +166,7 @@ class TinyLlava(nn.Module):
         """[batch, patches, text width] → [batch, scale, text width]."""
         side = math.isqrt(projected.shape[1])
         kernel = side // math.isqrt(scale)
-        grid = projected.transpose(1, 2).unflatten(2, (side, side))
+        grid = projected.transpose(1, 2).reshape(len(projected), -1, side, side)
         return F.avg_pool2d(grid, kernel).flatten(2).transpose(1, 2)
 
     def answer_logits(
