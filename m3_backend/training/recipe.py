@@ -148,7 +148,7 @@ RECIPES = {
                 Stage(
                     "again-336",
                     "language",
-                    steps=1000,
+                    steps=650,
                     batch=64,
                     decay=0.3,
                     scales=_WHOLE,

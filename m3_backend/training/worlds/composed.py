@@ -68,6 +68,11 @@ _CLAUSES: dict[str, tuple[str, ...]] = {
     "dominant_shape": ("what shape the biggest object is", "which shape is the largest"),
     "dominant_colour": ("what colour the largest shape is", "which colour the biggest shape is"),
     "exists": ("whether there is a {colour} {shape}", "if the picture has a {colour} {shape}"),
+    "exists_colour": (
+        "whether there is a {colour} object",
+        "if the picture has a {colour} shape",
+    ),
+    "exists_shape": ("whether there is a {shape}", "if the picture has a {shape}"),
     "shape_of": ("what shape the {colour} object is", "which shape is the {colour} one"),
     "colour_of": ("what colour the {shape} is", "in which colour the {shape} is"),
     "count_all": ("how many objects there are", "how many shapes are shown"),

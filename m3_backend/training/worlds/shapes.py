@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from m3_backend.training.worlds.canvas import SHAPES
-from m3_backend.training.worlds.palette import NAMES, readable_on
+from m3_backend.training.worlds.palette import readable_on
 from m3_backend.training.worlds.scene import Scene
 
 
@@ -33,28 +33,31 @@ def ask_background(scene: Scene) -> None:
 
 def ask_existence(scene: Scene, placed: list[Placed]) -> None:
     for _ in range(scene.rounds):
-        _ask_whether(scene, placed)
+        kind = scene.rng.choices(("exists", "exists_colour", "exists_shape"), (0.5, 0.25, 0.25))[0]
+        _ask_whether(scene, kind, placed)
 
 
-def _ask_whether(scene: Scene, placed: list[Placed]) -> None:
+def _ask_whether(scene: Scene, kind: str, placed: list[Placed]) -> None:
     """Yes and no are equally likely; a wrong candidate shares colour or shape with a right one."""
     rng = scene.rng
     target = rng.choice(placed)
-    if rng.random() < 0.5:
-        scene.ask(
-            "existence", "exists", "yes", target.size, colour=target.colour, shape=target.shape
-        )
-        return
-    there = {(p.colour, p.shape) for p in placed}
-    while True:
-        colour, shape = target.colour, target.shape
-        if rng.random() < 0.5:
-            colour = rng.choice(NAMES)
-        else:
-            shape = rng.choice(SHAPES)
-        if (colour, shape) not in there:
-            break
-    scene.ask("existence", "exists", "no", target.size, colour=colour, shape=shape)
+    other_colours = [(c, target.shape) for c in readable_on(scene.canvas.ground)]
+    other_shapes = [(target.colour, shape) for shape in SHAPES]
+    options = {
+        "exists": rng.choice((other_colours, other_shapes)),
+        "exists_colour": other_colours,
+        "exists_shape": other_shapes,
+    }[kind]
+    there = {_as_asked(kind, p.colour, p.shape) for p in placed}
+    absent = [each for each in options if _as_asked(kind, *each) not in there]
+    colour, shape, answer = target.colour, target.shape, "yes"
+    if absent and rng.random() < 0.5:
+        (colour, shape), answer = rng.choice(absent), "no"
+    scene.ask("existence", kind, answer, target.size, colour=colour, shape=shape)
+
+
+def _as_asked(kind: str, colour: str, shape: str) -> tuple[str, ...]:
+    return {"exists": (colour, shape), "exists_colour": (colour,), "exists_shape": (shape,)}[kind]
 
 
 def _ask_naming(scene: Scene, placed: list[Placed]) -> None:

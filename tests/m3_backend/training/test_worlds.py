@@ -12,6 +12,7 @@ import pytest
 from m3_backend.training.worlds import Picture, draw, lettering, phrasings
 from m3_backend.training.worlds.canvas import (
     CLASSES,
+    COLOUR,
     MOST_COLUMNS,
     MOST_ORDER,
     NO_COLOUR,
@@ -194,3 +195,24 @@ def test_a_shape_fills_its_box_and_stays_inside(shape: str) -> None:
     assert abs(rows.max() - 200) <= 12
     assert abs(columns.min() - 100) <= 6
     assert abs(columns.max() - 220) <= 6
+
+
+def test_what_is_asked_for_is_there_exactly_when_the_answer_says_so() -> None:
+    checked: Counter[tuple[int, str]] = Counter()
+    for picture in (draw("test", i, mix={"shapes": 1.0}) for i in range(120)):
+        labels = picture.labels
+        for question in (q for q in picture.questions if q.family == "existence"):
+            words = re.findall(r"\w+", question.text.lower())
+            shown = np.isin(labels.classes, [CLASSES.index(shape) for shape in SHAPES])
+            named = 0
+            for word in words:
+                if word in SHAPES:
+                    shown &= labels.classes == CLASSES.index(word)
+                    named += 1
+                elif word in COLOUR:
+                    shown &= labels.colours == COLOUR[word]
+                    named += 1
+            assert shown.any() == (question.answer == "yes"), (picture.name, question)
+            checked[named, question.answer] += 1
+    assert len(checked) == 4
+    assert min(checked.values()) > 5
