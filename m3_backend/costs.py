@@ -59,6 +59,14 @@ class CostModel:
     def prefill_ms(self, prompt_tokens: int) -> float:
         return self.prefill_base_ms + self.prefill_token_ms * prompt_tokens
 
+    def start_ms(self, prompt_tokens: int, images: int) -> float:
+        """Estimated replica time before an answer begins, with nothing cached."""
+        return self.encode_ms * images + self.prefill_ms(prompt_tokens)
+
+    def hold_ms(self, new_tokens: float, slots: int) -> float:
+        """Estimated replica time of an answer, as its share of steps that `slots` requests take."""
+        return self.decode_token_ms * new_tokens / slots
+
     def request_ms(
         self, prompt_tokens: int, new_tokens: int, images: int = 1, cached: bool = False
     ) -> float:

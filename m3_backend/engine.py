@@ -2,7 +2,7 @@
 
 A request's life:
 
-    generate   (the caller's event loop)  refused if too many wait
+    generate   (the caller's event loop)  refused if too many wait, or too long for its deadline
     _prepare   (preparation threads)      validate → tokenise → features from cache or vision tower
     _serve     (the engine's own thread)  schedule → run → emit: one token per request and step
 
@@ -44,16 +44,19 @@ from m3_backend.messages import (
     GenerationRequest,
     ImageInput,
     ModelInfo,
+    Priority,
     Sampling,
     Started,
     TokenLogprob,
 )
+from m3_backend.pace import AnswerLength, Line, Pace, wait_s
 from m3_backend.preparation import Preparation
 from m3_backend.prompt import Prompt
 from m3_backend.runner import ModelRunner
 from m3_backend.sampling import choose, token_logprob
 from m3_backend.scheduler import PrefillBatch, Scheduler, Step
 from m3_backend.stats import EngineStats
+from m3_backend.waiting import WaitingLine
 
 _log = logging.getLogger(__name__)
 
@@ -150,7 +153,10 @@ class TorchEngine:
         self._scheduler: Scheduler[Job] = Scheduler(settings.max_batch, settings.prefill_budget)
         self._wake = threading.Condition()
         self._jobs: set[Job] = set()  # all between submission and their last event
+        self._unprepared: WaitingLine[Job] = WaitingLine()
         self._arrivals: list[Job] = []
+        self._pace, self._answers = Pace(), AnswerLength()
+        self._line_since: float | None = None  # when requests were last seen to wait in line
         self._closing = False
         self._failures = 0  # of the device, since the last step that gave anything
         self._pool = ThreadPoolExecutor(settings.preparation_threads, thread_name_prefix="prepare")
@@ -195,6 +201,9 @@ class TorchEngine:
                 outstanding_tokens=sum(job.outstanding_tokens for job in self._jobs),
                 slots=self._settings.max_batch,
                 cache=self._cache.stats(),
+                line=self._line(),
+                pace=self._pace.value,
+                answer_tokens=self._answers.mean,
             )
 
     def close(self) -> None:
@@ -216,6 +225,7 @@ class TorchEngine:
                 sampling=request.sampling,
                 salt=request.cache_salt,
                 deadline=request.deadline,
+                priority=request.priority,
             )
         )
 
@@ -269,13 +279,51 @@ class TorchEngine:
                 raise OverloadedError(
                     "Too many requests are waiting; retry later.", retry_after_s=self._backlog_s()
                 )
+            self._check_reachable(job)
             self._jobs.add(job)
-            self._pool.submit(self._prepare, job)
+            self._unprepared.add(job)
+            self._pool.submit(self._prepare_next)
 
     def _backlog_s(self) -> float:
         """Seconds in which a full batch works off what is outstanding, one token per step."""
         steps = sum(job.outstanding_tokens for job in self._jobs) / self._settings.max_batch
         return max(1.0, steps * self._info.costs.decode_token_ms / 1e3)
+
+    def _check_reachable(self, job: Job) -> None:
+        """Refuses what would wait beyond its deadline, and so take the time of others in vain."""
+        if job.work.deadline is None:
+            return
+        slots = self._settings.max_batch
+        free = slots - len(self._scheduler.running)
+        waits_s = wait_s(self._line(job.priority), free, self._pace.value)
+        left_s = job.work.deadline - self._wall()
+        if 0 < left_s < waits_s + self._alone(job).start_ms / 1e3:
+            raise OverloadedError(
+                "The request would wait here until after its deadline; allow it more time, or "
+                "retry later.",
+                retry_after_s=max(1.0, waits_s),
+            )
+
+    def _line(self, priority: Priority = "batch") -> Line:
+        """The requests in front of a new one: of an interactive one only those of its kind."""
+        return sum(
+            (
+                self._alone(job)
+                for job in self._jobs
+                if not (job.admitted or job.cancelled)
+                and (priority == "batch" or job.priority == priority)
+            ),
+            Line(),
+        )
+
+    def _alone(self, job: Job) -> Line:
+        return job.line(self._info.costs, self._settings.max_batch, self._answers.mean)
+
+    def _prepare_next(self) -> None:
+        """Whose turn it is now, which need not be the one that this call was for."""
+        with self._wake:
+            job = self._unprepared.pop()
+        self._prepare(job)
 
     def _prepare(self, job: Job) -> None:
         check_wanted = partial(self._check_wanted, job)
@@ -304,6 +352,7 @@ class TorchEngine:
         try:
             while self._collect():
                 step = self._scheduler.schedule()
+                self._note_pace(step)
                 outcomes, failed = self._run(step)
                 if outcomes:
                     with self._wake:
@@ -335,6 +384,20 @@ class TorchEngine:
                 self._leave(job)
                 self._end(job, error)
         return not self._closing
+
+    def _note_pace(self, step: Step[Job]) -> None:
+        """What was taken up since the last look, if requests waited in line all the while.
+
+        Those that are being prepared wait for nobody, so they make no line.
+        """
+        now, since = self._clock(), self._line_since
+        with self._wake:
+            if since is not None:
+                taken = (self._alone(job) for batch in step.prefills for job in batch.requests)
+                work_ms = sum(line.start_ms + line.hold_ms for line in taken)
+                self._pace.observe(now - since, work_ms)
+            in_line = len(self._unprepared) + len(self._scheduler.waiting)
+        self._line_since = now if in_line else None
 
     def _run(self, step: Step[Job]) -> tuple[list[_Outcome], list[Job]]:
         """One forward pass per batch of the step: what it gave, and whom a crash took along."""
@@ -425,6 +488,7 @@ class TorchEngine:
                 reason = "stop"
             job.deliver(Delta(text, (token,), self._logprobs(outcome)))
         if reason is not None:
+            self._answers.saw(len(job.tokens))
             self._leave(job)
             self._end(
                 job,

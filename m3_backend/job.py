@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from m3_backend.answer_text import AnswerText
+from m3_backend.costs import CostModel
 from m3_backend.errors import ServiceError
 from m3_backend.feature_cache import Lookup
-from m3_backend.messages import Event, ImageInput, Sampling
+from m3_backend.messages import Event, ImageInput, Priority, Sampling
+from m3_backend.pace import Line
 from m3_backend.prompt import Prompt
 
 
@@ -30,6 +32,7 @@ class Work:
     sampling: Sampling
     salt: str = ""
     deadline: float | None = None
+    priority: Priority = "interactive"
     ignore_eos: bool = False
 
 
@@ -81,6 +84,24 @@ class Job:
     def draw(self) -> float:
         """A uniform number of this request's own sequence; greedy requests need none."""
         return self._rng.random() if self.work.sampling.temperature > 0 else 0.0
+
+    @property
+    def priority(self) -> Priority:
+        return self.work.priority
+
+    def line(self, costs: CostModel, slots: int, answer_tokens: float) -> Line:
+        """This request alone as a line, by what is known of it; its images count as not cached.
+
+        Args:
+            answer_tokens: what an answer takes, if it may.
+        """
+        prompt = self.prompt_tokens or sum(self.work.scales)
+        answer = min(answer_tokens, self.work.sampling.max_tokens or self.context)
+        return Line(
+            1,
+            costs.start_ms(prompt, len(self.work.images)),
+            costs.hold_ms(answer, slots),
+        )
 
     @property
     def ready(self) -> Prepared:

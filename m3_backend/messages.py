@@ -17,6 +17,7 @@ from m3_backend.scales import ScaleLadder, Tiling
 Role = Literal["system", "user", "assistant"]
 CacheLevel = Literal["memory", "redis", "miss"]
 FinishReason = Literal["stop", "length"]
+Priority = Literal["interactive", "batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class GenerationRequest:
         cache_salt: separates every cache by tenant; features stored under one salt are invisible
             to others.
         deadline: Unix time in seconds after which the answer is worthless, or None.
+        priority: "batch" waits behind "interactive".
     """
 
     request_id: str
@@ -94,6 +96,7 @@ class GenerationRequest:
     sampling: Sampling = Sampling()
     cache_salt: str = ""
     deadline: float | None = None
+    priority: Priority = "interactive"
 
 
 @dataclass(frozen=True, slots=True)

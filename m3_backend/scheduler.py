@@ -1,20 +1,21 @@
 """Which requests run in the next step. No torch, no clock, no threads.
 
 Every step decodes one token for each running request and prefills as many waiting ones as there are
-slots and budget for, first come first served. Requests in slots 0 … B−1 run, those behind wait.
+slots and budget for, in the order of their line. Requests in slots 0 … B−1 run, those behind wait.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from m3_backend.waiting import Prioritised, WaitingLine
+
 _SIMILAR = 16
 
 
-class Schedulable(Protocol):
+class Schedulable(Prioritised, Protocol):
     @property
     def prompt_tokens(self) -> int: ...
 
@@ -57,11 +58,11 @@ class Scheduler(Generic[R]):
 
     def __init__(self, slots: int, prefill_budget: int) -> None:
         self._slots, self._budget = slots, prefill_budget
-        self.waiting: deque[R] = deque()
+        self.waiting: WaitingLine[R] = WaitingLine()
         self.running: list[R] = []
 
     def add(self, request: R) -> None:
-        self.waiting.append(request)
+        self.waiting.add(request)
 
     def schedule(self) -> Step[R]:
         """Take up waiting requests; they count as running from here on."""
@@ -69,10 +70,10 @@ class Scheduler(Generic[R]):
         admitted: list[R] = []
         tokens = 0
         while self.waiting and len(decode) + len(admitted) < self._slots:
-            tokens += self.waiting[0].prompt_tokens
+            tokens += self.waiting.first().prompt_tokens
             if admitted and tokens > self._budget:
                 break
-            admitted.append(self.waiting.popleft())
+            admitted.append(self.waiting.pop())
         prefills = []
         for group in similar_lengths(admitted):
             prefills.append(PrefillBatch(len(self.running), group))

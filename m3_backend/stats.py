@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from m3_backend.pace import Line
+
 BreakerState = Literal["closed", "open", "half_open"]
 
 
@@ -41,6 +43,9 @@ class EngineStats:
         waiting: admitted requests that are not in the batch yet.
         outstanding_tokens: prompt tokens to be prefilled plus tokens that may still be generated.
         slots: most requests that run at once.
+        line: the requests that wait, without those whose callers have gone.
+        pace: milliseconds of that work taken up per millisecond while requests wait.
+        answer_tokens: mean of the last answers.
     """
 
     running: int
@@ -48,3 +53,6 @@ class EngineStats:
     outstanding_tokens: int
     slots: int
     cache: CacheStats
+    line: Line = Line()
+    pace: float = 1.0
+    answer_tokens: float = 16.0

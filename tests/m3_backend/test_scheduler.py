@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m3_backend.messages import Priority
 from m3_backend.scheduler import Move, Scheduler, similar_lengths
 
 
 @dataclass(eq=False)
 class Request:
     prompt_tokens: int
+    priority: Priority = "interactive"
 
 
 def test_first_come_first_served_within_slots_and_budget() -> None:
