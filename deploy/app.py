@@ -26,6 +26,7 @@ LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
 # Serve tries twenty times to start a replica. On a cluster a node or a download may have been at
 # fault; on one machine what failed once fails again.
 START_ATTEMPTS, START_ATTEMPTS_LOCAL = 3, 1
+DRAIN_LOOK_S = 0.2  # how often a replica that is being stopped looks whether it is done
 
 
 class ServeArgs(BaseModel):
@@ -73,6 +74,8 @@ def application(config: Config) -> serve.Application:
         max_queued_requests=model.max_queued_requests,
         max_constructor_retry_count=attempts,
         logging_config=LOGGING,
+        graceful_shutdown_wait_loop_s=DRAIN_LOOK_S,
+        graceful_shutdown_timeout_s=config.serve.drain_s,
         **scaling,
     )(M3Replica)
     front = serve.deployment(
@@ -83,5 +86,7 @@ def application(config: Config) -> serve.Application:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         max_constructor_retry_count=attempts,
         logging_config=LOGGING,
+        graceful_shutdown_wait_loop_s=DRAIN_LOOK_S,
+        graceful_shutdown_timeout_s=config.serve.drain_s,
     )(serve.ingress()(Ingress))
     return front.bind(config, replica.bind(config))

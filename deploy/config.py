@@ -129,10 +129,11 @@ class ReplicaConfig(Section):
         replicas: how many, unless `autoscaling` says it.
         num_cpus, num_gpus: what each reserves in Ray's books; num_gpus also makes that many visible
             to it.
-        max_ongoing_requests: requests sent to one replica at once; None takes twice
-            `model.max_batch`: one batch that runs and one that waits, so that a place in the batch
-            is refilled at the very next step, and not after a round trip through Ray. (Ray's own
-            default, 5, would leave the batch half empty.)
+        max_ongoing_requests: requests sent to one replica at once; None takes four times
+            `model.max_batch`: one batch that runs and three that wait, so that a place in the batch
+            is refilled at the very next step, and not after a round trip through Ray, and so that
+            requests wait where priorities and deadlines are looked at. (Ray's own default, 5, would
+            leave the batch half empty.)
         max_queued_requests: requests that may wait in one ingress replica for a place; beyond it
             the answer is 429. An ingress replica must hold more than these and its share of the
             requests at the model together, or none is ever refused.
@@ -151,10 +152,13 @@ class ServeConfig(Section):
 
     Args:
         host, port: of the HTTP server. The default is reachable from this machine only.
+        drain_s: time that requests which were let in have to end when the service or a replica is
+            stopped; those that need more are lost.
     """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    drain_s: float = Field(default=30.0, ge=0)
     ingress: IngressConfig = IngressConfig()
     replica: ReplicaConfig = ReplicaConfig()
 
@@ -218,7 +222,7 @@ class Config(Section):
     @property
     def places_per_replica(self) -> int:
         """Requests sent to one model replica at once."""
-        return self.serve.replica.max_ongoing_requests or 2 * self.model.max_batch
+        return self.serve.replica.max_ongoing_requests or 4 * self.model.max_batch
 
     @property
     def threads(self) -> int:

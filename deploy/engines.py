@@ -8,6 +8,7 @@ from deploy.config import Config
 from m3_backend.engine import Engine, EngineSettings, TorchEngine
 from m3_backend.feature_cache import FeatureCache
 from m3_backend.messages import Event, GenerationRequest, ModelInfo
+from m3_backend.stats import EngineStats
 
 
 class EngineBackend:
@@ -21,6 +22,9 @@ class EngineBackend:
 
     async def ping(self) -> None:
         self._engine.stats()  # raises when the engine's loop has ended
+
+    async def stats(self) -> dict[str, EngineStats]:
+        return {"": self._engine.stats()}
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         return self._engine.generate(request)

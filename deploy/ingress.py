@@ -38,8 +38,14 @@ class Ingress:
         config = self._config
         access = Access.open(config.router.access, config.redis_url)
         predictor = open_predictor(config, await self._backend.info())
-        service = RoutingService(self._backend, predictor, config.router)
+        service = self._service = RoutingService(self._backend, predictor, config.router)
         name = serve.get_replica_context().replica_id.unique_id
         telemetry, replicas = Telemetry({"ingress": name}), ReplicaMetrics(self._backend.stats)
         telemetry.registry.register(replicas)
         return build_app(service, telemetry, access=access, before_scrape=replicas.refresh)
+
+    async def stop(self) -> int:
+        """Lets nobody in any more; gives the number of requests that are still to be answered."""
+        admission = self._service.admission
+        admission.stop()
+        return admission.in_flight

@@ -15,6 +15,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -36,6 +37,10 @@ STILL_STARTING = (
 )
 MODULE_OF_ERROR = re.compile(r"^(\w+\.)+(?=\w+: )")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+LOOK_S = 0.1  # between two looks at what is still to be answered
+QUIET_LOOKS = 3  # in a row; the last answers are still on their way through Ray's proxy
+logger = logging.getLogger("m3_router.deploy")
 
 Say = Callable[[str], None]
 
@@ -65,7 +70,7 @@ def serve_until_stopped(config: Config, say: Say, *, verbose: bool = False) -> N
                 config = config.with_changes({"cache.redis": url})
             logs = running.enter_context(ray_session(config, folder, verbose=verbose))
             stop.listen()  # again: Ray has put its own handlers there
-            running.enter_context(application_running(config, say))
+            running.enter_context(application_running(config, say, stop))
             say(ready_message(config, logs))
             while not stop.requested:
                 signal.pause()
@@ -84,6 +89,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.requested = False
+        self.insisted = False  # asked once more, while it was stopping
 
     def __enter__(self) -> StopSignals:
         self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
@@ -99,8 +105,12 @@ class StopSignals:
             signal.signal(number, self._interrupt)
 
     def ignore(self) -> None:
+        """From here on they interrupt nothing; that one came is remembered."""
         for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, self._insist)
+
+    def _insist(self, _number: int, _frame: FrameType | None) -> None:
+        self.insisted = True
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
@@ -208,8 +218,12 @@ def ray_session(config: Config, folder: Path, *, verbose: bool) -> Iterator[Path
 
 
 @contextmanager
-def application_running(config: Config, say: Say) -> Iterator[None]:
-    """The Serve application, answering. Raises StartError if a replica does not start."""
+def application_running(config: Config, say: Say, stop: StopSignals) -> Iterator[None]:
+    """The Serve application, answering; at the end it answers whom it has let in.
+
+    Raises:
+        StartError: a replica does not start.
+    """
     from ray import serve  # noqa: PLC0415 - after the environment is set
 
     from deploy.app import APP_NAME, LOGGING, application  # noqa: PLC0415
@@ -232,8 +246,33 @@ def application_running(config: Config, say: Say) -> Iterator[None]:
     try:
         yield
     finally:
+        drain(config.serve.drain_s, stop, say)
         if config.ray.address != "local":  # a local Ray goes as a whole, and faster
             serve.delete(APP_NAME)
+
+
+def drain(patience_s: float, stop: StopSignals, say: Say) -> None:
+    """Lets nobody in any more. Returns when all who were have their answers, when the time is up,
+    or when somebody insists by asking to stop once more.
+    """
+    from ray import serve  # noqa: PLC0415
+
+    from deploy.app import APP_NAME  # noqa: PLC0415
+
+    deadline = time.monotonic() + patience_s
+    quiet, told = 0, False
+    try:
+        ingress = serve.get_deployment_handle("Ingress", APP_NAME)
+        while quiet < QUIET_LOOKS and not stop.insisted:
+            left_s = deadline - time.monotonic()
+            unanswered = sum(ingress.broadcast("stop").results(timeout_s=left_s))
+            quiet = 0 if unanswered else quiet + 1
+            if unanswered and not told:
+                say(f"Finishing {unanswered} requests; once more to stop at once.")
+                told = True
+            time.sleep(min(LOOK_S, max(left_s, 0.0)))
+    except Exception as error:  # time is up, or there is nobody to ask; stopping goes on
+        logger.debug("not waiting for requests any more: %r", error)
 
 
 def _why_not_started(app_name: str) -> str:

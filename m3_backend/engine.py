@@ -49,7 +49,7 @@ from m3_backend.messages import (
     Started,
     TokenLogprob,
 )
-from m3_backend.pace import AnswerLength, Line, Pace, wait_s
+from m3_backend.pace import EMPTY, AnswerLength, Line, Pace, wait_s
 from m3_backend.preparation import Preparation
 from m3_backend.prompt import Prompt
 from m3_backend.runner import ModelRunner
@@ -310,10 +310,9 @@ class TorchEngine:
             (
                 self._alone(job)
                 for job in self._jobs
-                if not (job.admitted or job.cancelled)
-                and (priority == "batch" or job.priority == priority)
+                if not (job.admitted or job.cancelled) and priority in ("batch", job.priority)
             ),
-            Line(),
+            EMPTY,
         )
 
     def _alone(self, job: Job) -> Line:

@@ -46,11 +46,16 @@ class Line:
 
     def __sub__(self, other: Line) -> Line:
         """What is left without `other`; nothing falls below zero."""
+        if self.count <= other.count:
+            return EMPTY
         return Line(
-            max(self.count - other.count, 0),
+            self.count - other.count,
             max(self.start_ms - other.start_ms, 0.0),
             max(self.hold_ms - other.hold_ms, 0.0),
         )
+
+
+EMPTY = Line()
 
 
 def wait_s(line: Line, free_slots: int, pace: float) -> float:

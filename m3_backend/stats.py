@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from m3_backend.pace import Line
+from m3_backend.pace import EMPTY, Line
 
 BreakerState = Literal["closed", "open", "half_open"]
 
@@ -53,6 +53,6 @@ class EngineStats:
     outstanding_tokens: int
     slots: int
     cache: CacheStats
-    line: Line = Line()
+    line: Line = EMPTY
     pace: float = 1.0
     answer_tokens: float = 16.0

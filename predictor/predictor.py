@@ -101,6 +101,13 @@ class Predictor:
         p_success = self._artifact.calibration.apply(raw)[0]
         return Prediction(tuple(p_success.tolist()), features)
 
+    @property
+    def regret_bounds(self) -> tuple[float, ...]:
+        """The regret bounds that a price is certified for, ascending."""
+        thresholds = self._artifact.thresholds
+        pairs = zip(thresholds.bounds, thresholds.prices, strict=True)
+        return tuple(bound for bound, price in pairs if price is not None)
+
     def threshold(self, max_regret: float) -> float | None:
         """The certified price for a regret bound; None where only the finest scale qualifies."""
         return self._artifact.thresholds.at(max_regret)

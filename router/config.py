@@ -127,6 +127,40 @@ class AccessConfig(BaseModel):
         return self
 
 
+class LoadConfig(BaseModel):
+    """What happens as requests arrive faster than they can be answered.
+
+    Pressure is the estimated wait of a new request in units of `max_wait_s`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_wait_s: float = Field(
+        default=2.0,
+        gt=0.0,
+        description="Estimated wait from which interactive requests are refused (429).",
+    )
+    batch_at: float = Field(
+        default=0.5, gt=0.0, le=1.0, description="Pressure from which batch requests are refused."
+    )
+    loosen_at: float = Field(
+        default=0.25,
+        ge=0.0,
+        lt=1.0,
+        description="Pressure from which `router.max_regret` is loosened, step by step.",
+    )
+    max_regret_ceiling: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="The loosest bound that load may put in the place of `router.max_regret`; one "
+        "that is not above it turns loosening off.",
+    )
+    poll_s: float = Field(
+        default=0.5, gt=0.0, description="How often the replicas are asked for their load."
+    )
+
+
 class RouterConfig(BaseModel):
     """The `router` section of the config file."""
 
@@ -135,6 +169,7 @@ class RouterConfig(BaseModel):
     max_body_bytes: int = Field(default=20 * MIB, gt=0, description="Bytes of one request body.")
     images: ImageLimits = ImageLimits()
     access: AccessConfig = AccessConfig()
+    load: LoadConfig = LoadConfig()
     max_regret: float = Field(
         default=0.05,
         ge=0.0,

@@ -1,6 +1,7 @@
 """From anything that goes wrong to one answer in OpenAI's error shape.
 
 Authorization header     ServiceError         invalid_api_key (401), operator_only (403)
+service's load           ServiceError         overloaded (429), shutting_down (503)
 caller's limits          RateLimitError       rate_limit_exceeded (429)
 bytes → JSON             InvalidRequestError  invalid_json, request_too_large (413)
 JSON → ChatRequest       InvalidRequestError  invalid_request, unsupported_parameter
@@ -50,6 +51,7 @@ class Code(StrEnum):
     INVALID_API_KEY = "invalid_api_key"
     OPERATOR_ONLY = "operator_only"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+    SHUTTING_DOWN = "shutting_down"
 
 
 class UnknownModelError(InvalidRequestError):
@@ -84,6 +86,16 @@ class RateLimitError(ServiceError):
 
     default_status = 429
     default_code = Code.RATE_LIMIT_EXCEEDED
+
+
+class ShuttingDownError(ServiceError):
+    """The service finishes what it has, and takes nothing new."""
+
+    default_status = 503
+    default_code = Code.SHUTTING_DOWN
+
+    def __init__(self) -> None:
+        super().__init__("The service is being stopped; try again shortly.", retry_after_s=1.0)
 
 
 class ClientClosedRequestError(ServiceError):

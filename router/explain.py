@@ -31,6 +31,7 @@ def explain(
         reason=[image.reason.value for image in images],
         p_sufficient=[image.p_sufficient for image in images],
         max_regret=decision.max_regret,
+        loosened_from=decision.loosened_from,
         predictor=predictor,
         cost_ms=decision.cost_ms,
         routing_ms=routing_ms,
@@ -53,7 +54,8 @@ def explain(
 def headers(explanation: Explanation) -> dict[str, str]:
     """The `x-m3-*` response headers. Values of several images are comma-separated, in order.
 
-    `x-m3-cache` is there once a replica has started, `x-m3-degraded` when something was down. The
+    `x-m3-cache` is there once a replica has started, `x-m3-degraded` when something was down,
+    `x-m3-loosened-from` when load has loosened the service's own bound. The
     request id is not among them: every response has it, also those without a decision.
     """
     fields = {
@@ -71,6 +73,8 @@ def headers(explanation: Explanation) -> dict[str, str]:
     }
     if explanation.cache is not None:
         fields["x-m3-cache"] = _listed(explanation.cache)
+    if explanation.loosened_from is not None:
+        fields["x-m3-loosened-from"] = f"{explanation.loosened_from:g}"
     if explanation.degraded:
         fields["x-m3-degraded"] = _listed(explanation.degraded)
     return fields

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_backend.errors import InvalidRequestError, ServiceError
 from router.access import Access, error_headers
+from router.admission import Admission
 from router.config import AccessConfig
 from router.errors import ClientClosedRequestError, Code, UnknownModelError, error_body
 from router.explain import REQUEST_ID_HEADER, headers
@@ -74,12 +75,15 @@ def build_app(
         clock: Unix time in seconds, for `created`.
     """
     telemetry = telemetry or Telemetry()
+    telemetry.show_pressure(lambda: service.admission.look().pressure)
     rules = service.config.access
     access = access or Access.open(rules)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(service.watch_load())
         yield
+        watching.cancel()
         service.close()
         await access.close()
 
@@ -88,7 +92,7 @@ def build_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(_Gate(access, rules))],
+        dependencies=[Depends(_Gate(access, rules, service.admission))],
     )
     app.add_middleware(_Tracing, telemetry=telemetry)
     if rules.cors_origins:  # outside everything else, so that pages can read errors too
@@ -202,10 +206,13 @@ def _add_operations(
 
 
 class _Gate:
-    """In front of every route: who asks, and whether one more request is within their limits."""
+    """In front of every route: who asks, whether anybody is let in now, and the caller's limits.
 
-    def __init__(self, access: Access, rules: AccessConfig) -> None:
-        self._access = access
+    All of it before the body is read, so that a refusal costs next to nothing and no limit.
+    """
+
+    def __init__(self, access: Access, rules: AccessConfig, admission: Admission) -> None:
+        self._access, self._admission = access, admission
         self._open = OPEN_PATHS | ({METRICS} if rules.public_metrics else set())
 
     async def __call__(self, request: Request) -> None:
@@ -217,6 +224,7 @@ class _Gate:
         if path in OPERATORS_PATHS:
             trace.caller.require_operator()
         if request.method == "POST":
+            self._admission.check_open()
             await trace.caller.take_requests()
 
 

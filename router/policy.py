@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from m3_backend.errors import InvalidRequestError, InvalidScaleError
@@ -55,13 +55,18 @@ class Note(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the caller allows, on the model's ladder. A forced `scale` excludes all other limits."""
+    """What the caller allows, on the model's ladder. A forced `scale` excludes all other limits.
+
+    Args:
+        services_own: the caller has left `max_regret` to the service.
+    """
 
     max_regret: float
     scale: int | None = None
     min_scale: int | None = None
     max_scale: int | None = None
     latency_budget_ms: float | None = None
+    services_own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +106,14 @@ class Decision:
         max_regret: the bound in force for the whole request, or None where the caller's limits void
             it.
         cost_ms: estimated replica time to the first token.
+        loosened_from: the service's own bound, if load has put a looser one in its place.
     """
 
     images: tuple[ImageChoice, ...]
     max_regret: float | None
     cost_ms: float
     notes: tuple[Note, ...] = ()
+    loosened_from: float | None = None
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -145,6 +152,7 @@ def limits_of(
         min_scale=options.min_scale,
         max_scale=options.max_scale,
         latency_budget_ms=options.latency_budget_ms,
+        services_own=options.max_regret is None and scale is None,
     )
 
 
@@ -223,6 +231,40 @@ def decide(
         cost_ms=cost,
         notes=() if cost <= budget else (Note.LATENCY_BUDGET_EXCEEDED,),
     )
+
+
+def decide_under_load(
+    images: Sequence[ImageCase],
+    ladder: ScaleLadder,
+    limits: Limits,
+    bounds: Sequence[float],
+    threshold: Callable[[float], float | None],
+    cost_ms: Callable[[int], float],
+    image_room: int,
+) -> Decision:
+    """`decide` for a caller who left the bound to the service, which load may have loosened.
+
+    No image gets a finer scale than at any stricter bound. The rule alone gives none; but where
+    images share a context or a latency budget, what one of them gives up another could take.
+
+    Args:
+        bounds: the service's own, then those that load has put in its place, ascending.
+    """
+    decision = None
+    for bound in bounds:
+        looser = decide(
+            images, ladder, replace(limits, max_regret=bound), threshold, cost_ms, image_room
+        )
+        decision = looser if decision is None else _coarser(decision, looser, cost_ms)
+    assert decision is not None
+    return decision if len(bounds) == 1 else replace(decision, loosened_from=bounds[0])
+
+
+def _coarser(one: Decision, other: Decision, cost_ms: Callable[[int], float]) -> Decision:
+    """`other`, but for the images that had a coarser scale in `one`."""
+    pairs = zip(one.images, other.images, strict=True)
+    choices = tuple(a if a.scale < b.scale else b for a, b in pairs)
+    return replace(other, images=choices, cost_ms=cost_ms(sum(c.tokens for c in choices)))
 
 
 @dataclass(frozen=True, slots=True)

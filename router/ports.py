@@ -6,10 +6,11 @@ tests/fakes.py has one of each.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Protocol
 
 from m3_backend.messages import Event, GenerationRequest, ImageInput, ModelInfo
+from m3_backend.stats import EngineStats
 from predictor.predictor import Prediction
 
 
@@ -27,6 +28,10 @@ class PredictorPort(Protocol):
             InvalidImageError: the image's bytes do not decode.
         """
 
+    @property
+    def regret_bounds(self) -> tuple[float, ...]:
+        """The bounds that a price was certified for, ascending."""
+
     def threshold(self, max_regret: float) -> float | None:
         """The price certified for a regret bound; None where only the finest scale is."""
 
@@ -39,6 +44,9 @@ class BackendPort(Protocol):
 
     async def ping(self) -> None:
         """Returns once a replica has answered just now; raises if none does. Never cached."""
+
+    async def stats(self) -> Mapping[str, EngineStats]:
+        """The load of every replica, by its name. For the background, not for a request's way."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Started, Deltas, Finished. `aclose()` before the end cancels it on the replica."""

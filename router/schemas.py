@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from pydantic_core import from_json
 
 from m3_backend.errors import InvalidRequestError
-from m3_backend.messages import CacheLevel, FinishReason, Sampling
+from m3_backend.messages import CacheLevel, FinishReason, Priority, Sampling
 from router.errors import Code, from_validation
 
 Detail = Literal["auto", "low", "high"]
@@ -120,6 +120,12 @@ class M3Options(Request):
         default=None, gt=0.0, description="Estimated time to the first token, on an idle replica."
     )
     cache_salt: str = Field(default="", max_length=256, description="Separates caches by tenant.")
+    priority: Priority = Field(
+        default="interactive", description="`batch` waits behind others and is refused earlier."
+    )
+    timeout_ms: float | None = Field(
+        default=None, gt=0.0, description="Time for the whole answer, within the service's own."
+    )
 
 
 class ChatRequest(Request):
@@ -326,6 +332,7 @@ class Explanation(BaseModel):
     Args:
         p_sufficient: 1 − predicted shortfall of the chosen scale; None without a predictor.
         max_regret: the bound in force; None where the caller's own limits void it.
+        loosened_from: the service's own bound, where load has put a looser one in its place.
         predictor: version of the predictor; None where there is none.
         cost_ms: estimated replica time to the first token, features not cached.
         routing_ms: measured time from the request's last byte to its hand-over to a replica.
@@ -339,6 +346,7 @@ class Explanation(BaseModel):
     reason: list[str]
     p_sufficient: list[float | None]
     max_regret: float | None
+    loosened_from: float | None = None
     predictor: str | None
     cost_ms: float
     routing_ms: float

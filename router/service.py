@@ -7,6 +7,8 @@ decision and the hand-over, and settled when the answer ends.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,15 +32,20 @@ from m3_backend.messages import (
     ModelInfo,
     Started,
 )
+from m3_backend.pace import Line
 from m3_backend.scales import image_tokens
 from router.access import Caller
+from router.admission import Admission, Look, Ticket, bounds_under_load
 from router.config import RouterConfig
 from router.conversation import Conversation, read_conversation, read_images
-from router.policy import Decision, ImageCase, Limits, decide, limits_of
+from router.errors import ShuttingDownError
+from router.policy import Decision, ImageCase, Limits, decide_under_load, limits_of
 from router.ports import BackendPort, PredictorPort
 from router.remote_images import ImageFetcher
 from router.schemas import ChatRequest, chat_request, parse_batch, parse_chat_request
 from router.telemetry import Trace
+
+logger = logging.getLogger("m3_router.load")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,6 +53,7 @@ T = TypeVar("T")
 # The router has no tokenizer. Text costs the same at every scale, so a rough count shifts all
 # estimates alike; four bytes a token is what English text comes to.
 TEXT_BYTES_PER_TOKEN = 4
+ASK_TIMEOUT_S = 2.0  # for the replicas' load
 # Tokens of the context kept free of images: for an answer and for the prompt's template.
 ANSWER_ROOM = 64
 
@@ -56,6 +64,7 @@ class Asked:
 
     chat: ChatRequest
     limits: Limits
+    look: Look
     conversation: Conversation
 
 
@@ -88,12 +97,18 @@ class Answer:
     """An answer that has started: iterate it to its Finished, or close it to cancel the request."""
 
     def __init__(
-        self, plan: Plan, started: Started, events: AsyncGenerator[Event, None], trace: Trace
+        self,
+        plan: Plan,
+        started: Started,
+        events: AsyncGenerator[Event, None],
+        trace: Trace,
+        ticket: Ticket,
     ) -> None:
         self.plan = plan
         self.started = started
         self.trace = trace
         self._events = events
+        self._ticket = ticket
 
     async def __aiter__(self) -> AsyncGenerator[Delta | Finished, None]:
         async for event in self._events:
@@ -104,7 +119,10 @@ class Answer:
             raise BackendError("The replica stopped in the middle of the answer; try again.")
 
     async def aclose(self) -> None:
-        await self._events.aclose()
+        try:
+            await self._events.aclose()
+        finally:
+            self._ticket.close()
 
 
 class RoutingService:
@@ -114,6 +132,7 @@ class RoutingService:
         predictor: None is a legitimate state of a new checkpoint: every image at its finest scale.
         fetcher: of images behind remote URLs; None takes the configured one.
         clock: Unix time in seconds, for deadlines.
+        admission: who is let in as load rises; None makes one that is configured alike.
     """
 
     def __init__(
@@ -124,8 +143,10 @@ class RoutingService:
         *,
         fetcher: ImageFetcher | None = None,
         clock: Callable[[], float] = time.time,
+        admission: Admission | None = None,
     ) -> None:
         self.config = config
+        self.admission = admission or Admission(config.load, config.planning_threads)
         self._backend = backend
         self._predictor = predictor
         self._clock = clock
@@ -144,7 +165,11 @@ class RoutingService:
         return await self._backend.info()
 
     async def ready(self) -> ModelInfo:
-        """The same, once a replica has answered just now. Raises if none does."""
+        """The same, once a replica has answered just now. Raises if none does, or the service is
+        being stopped.
+        """
+        if self.admission.stopped:
+            raise ShuttingDownError
         await self._backend.ping()
         return await self._backend.info()
 
@@ -154,8 +179,20 @@ class RoutingService:
         Raises:
             ServiceError: whatever is wrong with the request, or went wrong on its way.
         """
+        look, ticket = self.admission.arrive()
+        try:
+            return await self._answer(body, trace, look, ticket)
+        except BaseException:
+            ticket.close()
+            raise
+
+    async def _answer(self, body: bytes, trace: Trace, look: Look, ticket: Ticket) -> Answer:
         deadline = self._deadline()
-        plan = await self.plan(body, trace, deadline)
+        plan = await self.plan(body, trace, deadline, look)
+        deadline = self._callers_deadline(plan.chat, deadline)
+        line, alone_ms = self._work(plan)
+        self.admission.check_reachable(alone_ms, deadline - self._clock())
+        ticket.planned(line)
         request = self._generation_request(plan, trace.request_id, deadline)
         charge = await trace.caller.take_tokens(self._most_tokens(plan))
         events = charge.settled_by(self._until(deadline, self._backend.generate(request)))
@@ -166,19 +203,31 @@ class RoutingService:
         except BaseException:
             await events.aclose()
             raise
+        ticket.begun()
         trace.saw(started)
-        return Answer(plan, started, events, trace)
+        return Answer(plan, started, events, trace, ticket)
 
-    async def plan(self, body: bytes, trace: Trace, deadline: float | None = None) -> Plan:
+    async def plan(
+        self,
+        body: bytes,
+        trace: Trace,
+        deadline: float | None = None,
+        look: Look | None = None,
+    ) -> Plan:
         """Understands the request and decides on it, without running the model.
+
+        Args:
+            look: the load when it arrived; None takes the one now.
 
         Raises:
             ServiceError: whatever is wrong with the request.
         """
         deadline = self._deadline() if deadline is None else deadline
+        look = look or self.admission.look()
         info = await self._backend.info()
         began_s = trace.elapsed_s()
-        plan = await self._understand(partial(parse_chat_request, body), info, trace, deadline)
+        read = partial(parse_chat_request, body)
+        plan = await self._understand(read, info, trace, deadline, look)
         trace.stream = bool(plan.chat.stream)
         trace.decision, trace.predictor = plan.decision, plan.predictor
         trace.routing_s = trace.elapsed_s() - began_s - trace.fetch_s
@@ -200,7 +249,8 @@ class RoutingService:
         for index, document in enumerate(documents):
             try:
                 read = partial(chat_request, document)
-                plans.append(await self._understand(read, info, trace, deadline))
+                look = self.admission.look()
+                plans.append(await self._understand(read, info, trace, deadline, look))
             except ServiceError as error:
                 error.param = f"requests[{index}]" + (f".{error.param}" if error.param else "")
                 plans.append(error)
@@ -213,10 +263,12 @@ class RoutingService:
         info: ModelInfo,
         trace: Trace,
         deadline: float,
+        look: Look,
     ) -> Plan:
         """A decided plan, on planning threads but for what has to be fetched."""
-        plan = await self._off_loop(self._plan, read, info, trace.caller)
+        plan = await self._off_loop(self._plan, read, info, trace, look)
         if isinstance(plan, Asked):
+            deadline = self._callers_deadline(plan.chat, deadline)
             fetched = await self._fetch(plan.conversation, trace, deadline)
             plan = await self._off_loop(self._decide, plan, info, trace.caller, fetched)
         return plan
@@ -224,6 +276,29 @@ class RoutingService:
     def _deadline(self) -> float:
         """Of a request that arrives now, in Unix time."""
         return self._clock() + self.config.request_timeout_s
+
+    def _callers_deadline(self, chat: ChatRequest, deadline: float) -> float:
+        """Of a request whose caller may want less time than the service gives."""
+        wanted_s = math.inf if chat.m3.timeout_ms is None else chat.m3.timeout_ms / 1e3
+        return min(deadline, deadline - self.config.request_timeout_s + wanted_s)
+
+    async def watch_load(self) -> None:
+        """Asks the replicas for their load, again and again, until it is cancelled."""
+        while True:
+            await self.ask_load()
+            await asyncio.sleep(self.config.load.poll_s)
+
+    async def ask_load(self) -> None:
+        """Asks once. Replicas that do not answer leave what they said last, until it is stale."""
+        own_then = self.admission.own
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                stats = await self._backend.stats()
+        except Exception as error:
+            logger.debug("the replicas did not report their load: %r", error)
+        else:
+            self.admission.take_report(stats.values(), own_then)
+        self.admission.look()
 
     def close(self) -> None:
         """Gives the threads back. Requests under way end with an error."""
@@ -271,17 +346,19 @@ class RoutingService:
             trace.fetch_s += trace.elapsed_s() - began_s
 
     def _plan(
-        self, read: Callable[[], ChatRequest], info: ModelInfo, caller: Caller
+        self, read: Callable[[], ChatRequest], info: ModelInfo, trace: Trace, look: Look
     ) -> Plan | Asked:
         """All CPU work of routing in one go, on one thread; half of it if something has to be
         fetched in between.
         """
         chat = read()
+        trace.priority = chat.m3.priority
+        look.require(chat.m3.priority, self.config.load)
         limits = limits_of(chat.model, chat.m3, info.ladder, self.config.max_regret)
-        asked = Asked(chat, limits, read_conversation(chat.messages, self.config.images))
+        asked = Asked(chat, limits, look, read_conversation(chat.messages, self.config.images))
         if self._fetcher is not None and asked.conversation.remote():
             return asked
-        return self._decide(asked, info, caller)
+        return self._decide(asked, info, trace.caller)
 
     def _decide(
         self,
@@ -304,7 +381,15 @@ class RoutingService:
         text_tokens = conversation.text_bytes() // TEXT_BYTES_PER_TOKEN
         cost_ms = _cost_of(info, text_tokens, len(images))
         image_room = info.max_context - text_tokens - ANSWER_ROOM
-        decision = decide(cases, info.ladder, asked.limits, self._threshold, cost_ms, image_room)
+        decision = decide_under_load(
+            cases,
+            info.ladder,
+            asked.limits,
+            self._bounds(asked),
+            self._threshold,
+            cost_ms,
+            image_room,
+        )
         return Plan(
             chat,
             conversation,
@@ -331,6 +416,24 @@ class RoutingService:
     def _threshold(self, max_regret: float) -> float | None:
         return None if self._predictor is None else self._predictor.threshold(max_regret)
 
+    def _bounds(self, asked: Asked) -> tuple[float, ...]:
+        """The bounds to decide by, strict to loose; what the caller has said stands alone."""
+        own = asked.limits.max_regret
+        if self._predictor is None or not asked.limits.services_own:
+            return (own,)
+        certified = self._predictor.regret_bounds
+        return bounds_under_load(own, certified, self.config.load, asked.look.held)
+
+    def _work(self, plan: Plan) -> tuple[Line, float]:
+        """What the request takes at a replica, by itself: in line, and in all."""
+        costs, reported = plan.info.costs, self.admission.reported
+        longest = plan.chat.sampling(self.config.max_tokens).max_tokens or self.config.max_tokens
+        answer = min(reported.answer_tokens, longest)
+        prompt = plan.text_tokens + sum(image.tokens for image in plan.decision.images)
+        start_ms = costs.start_ms(prompt, len(plan.images))
+        line = Line(1, start_ms, costs.hold_ms(answer, reported.slots_each))
+        return line, start_ms + costs.hold_ms(answer, 1)
+
     def _most_tokens(self, plan: Plan) -> int:
         """What the request may take: its prompt, as estimated, and the longest answer."""
         prompt = plan.text_tokens + sum(image.tokens for image in plan.decision.images)
@@ -348,6 +451,7 @@ class RoutingService:
             sampling=plan.chat.sampling(self.config.max_tokens),
             cache_salt=plan.salt,
             deadline=deadline,
+            priority=plan.chat.m3.priority,
         )
 
 

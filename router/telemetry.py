@@ -16,7 +16,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from m3_backend.errors import ServiceError
-from m3_backend.messages import Delta, Event, Finished, Started
+from m3_backend.messages import Delta, Event, Finished, Priority, Started
 from router.access import ANYBODY, Caller
 from router.errors import translate
 from router.policy import Decision
@@ -55,6 +55,7 @@ class Trace:
     predictor: str | None = None
     routing_s: float | None = None
     fetch_s: float = 0.0
+    priority: Priority = "interactive"
     started: Started | None = None
     ttft_s: float | None = None
     finished: Finished | None = None
@@ -175,6 +176,22 @@ class Telemetry:
             buckets=LATENCY_BUCKETS_S,
             registry=own,
         )
+        self._pressure = Gauge(
+            "m3_pressure",
+            "Estimated wait of a new request, in units of router.load.max_wait_s.",
+            registry=own,
+        )
+        self._loosened = Counter(
+            "m3_loosened_requests",
+            "Requests decided by a bound that load had loosened.",
+            registry=own,
+        )
+        self._shed = Counter(
+            "m3_shed_requests",
+            "Requests refused because of load, by priority.",
+            ["priority"],
+            registry=own,
+        )
         self._in_flight = Gauge(
             "m3_requests_in_flight", "HTTP requests being handled now.", registry=own
         )
@@ -182,6 +199,10 @@ class Telemetry:
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def show_pressure(self, pressure: Callable[[], float]) -> None:
+        """Where the gauge of pressure has its value from."""
+        self._pressure.set_function(pressure)
 
     def begin(self) -> None:
         self._in_flight.inc()
@@ -211,6 +232,10 @@ class Telemetry:
             self._tokens.labels("image").inc(sum(trace.started.image_tokens))
             for level in trace.started.cache:
                 self._cache.labels(level).inc()
+        if trace.decision is not None and trace.decision.loosened_from is not None:
+            self._loosened.inc()
+        if trace.code == "overloaded":
+            self._shed.labels(trace.priority).inc()
         for part in trace.degraded:
             self._degraded.labels(part).inc()
         if trace.ttft_s is not None:
@@ -239,6 +264,7 @@ def _line(trace: Trace) -> str:
             "reason": [image.reason for image in trace.decision.images],
             "p_sufficient": [image.p_sufficient for image in trace.decision.images],
             "max_regret": trace.decision.max_regret,
+            "loosened_from": trace.decision.loosened_from,
             "cost_ms": round(trace.decision.cost_ms, 3),
             "predictor": trace.predictor,
         }

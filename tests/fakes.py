@@ -22,6 +22,7 @@ from m3_backend.messages import (
     TokenLogprob,
 )
 from m3_backend.scales import ScaleLadder, image_tokens
+from m3_backend.stats import EngineStats
 from predictor.predictor import Prediction
 
 MODEL = ModelInfo(
@@ -76,6 +77,10 @@ class FakePredictor:
         p = self._by_question.get(question, self._p_success)
         return Prediction(p_success=tuple(p), features=None)
 
+    @property
+    def regret_bounds(self) -> tuple[float, ...]:
+        return tuple(bound for bound, _ in self._thresholds)
+
     def threshold(self, max_regret: float) -> float | None:
         qualified = [price for bound, price in self._thresholds if bound <= max_regret]
         return qualified[-1] if qualified else None
@@ -114,6 +119,7 @@ class FakeBackend:
         self.holding = threading.Event()  # some request stands at `hold_after`
         self.closed = threading.Event()  # some request's iterator has ended, for whatever reason
         self.ping_error: Exception | None = None
+        self.reports: dict[str, EngineStats] = {}
 
     async def info(self) -> ModelInfo:
         return self._info
@@ -121,6 +127,9 @@ class FakeBackend:
     async def ping(self) -> None:
         if self.ping_error is not None:
             raise self.ping_error
+
+    async def stats(self) -> dict[str, EngineStats]:
+        return self.reports
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         self.requests.append(request)

@@ -44,9 +44,9 @@ def test_gpu_replicas_take_a_gpu_each_and_scale() -> None:
     assert built["Ingress"].num_replicas == config.serve.ingress.replicas
 
 
-def test_a_replica_gets_one_batch_to_run_and_one_to_wait() -> None:
+def test_a_replica_gets_one_batch_to_run_and_three_to_wait() -> None:
     model = deployments(build(ServeArgs(config=load("local.yaml", {"model.max_batch": 8}))))
-    assert model["M3Replica"].max_ongoing_requests == 16
+    assert model["M3Replica"].max_ongoing_requests == 32
     named = load("local.yaml", {"serve.replica.max_ongoing_requests": 5})
     assert deployments(build(ServeArgs(config=named)))["M3Replica"].max_ongoing_requests == 5
 

@@ -85,6 +85,7 @@ async def test_an_answer_explains_its_scale() -> None:
         "reason": ["predicted"],
         "p_sufficient": [pytest.approx(0.97)],
         "max_regret": 0.05,
+        "loosened_from": None,
         "predictor": "fake-1",
         "cost_ms": pytest.approx(19.2),
         "cache": ["miss"],

@@ -179,7 +179,7 @@ async def test_a_replica_that_never_starts_is_given_up_on_at_the_deadline() -> N
                 self.closed.set()
 
     backend = Stuck()
-    late = iter([NOW, NOW + 30.0]).__next__
+    late = iter([NOW, NOW, NOW + 30.0]).__next__  # arrival, hand-over, nothing
     routing = RoutingService(backend, None, RouterConfig(request_timeout_s=30.0), clock=late)
     with pytest.raises(DeadlineExceededError):
         await routing.handle(encoded(), Trace("id"))
@@ -188,7 +188,7 @@ async def test_a_replica_that_never_starts_is_given_up_on_at_the_deadline() -> N
 
 async def test_an_answer_that_stops_is_given_up_on_at_the_deadline() -> None:
     backend = FakeBackend(hold_after=1)
-    late = iter([NOW, NOW, NOW, NOW + 30.0]).__next__  # arrival, Started, one Delta, nothing
+    late = iter([NOW, NOW, NOW, NOW, NOW + 30.0]).__next__  # …, Started, one Delta, nothing
     routing = RoutingService(backend, None, RouterConfig(request_timeout_s=30.0), clock=late)
     answer = await routing.handle(encoded(), Trace("id"))
     events = aiter(answer)
