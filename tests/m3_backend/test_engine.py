@@ -658,3 +658,116 @@ async def test_the_packaged_model_answers() -> None:
         engine.close()
     assert isinstance(started, Started) and started.image_tokens == (36,)
     assert isinstance(finished, Finished) and finished.completion_tokens >= 1
+
+
+class Gate:
+    """Lets the engine's encodings through one at a time, and knows whose they were."""
+
+    def __init__(self, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[str] = []
+        self.waiting, self._through = threading.Semaphore(0), threading.Semaphore(0)
+        self._encode = engine._runner.encode
+        monkeypatch.setattr(engine._runner, "encode", self._gated)
+
+    def _gated(self, image: ImageInput) -> Tensor:
+        self.begun.append(image.digest)
+        self.waiting.release()
+        assert self._through.acquire(timeout=30)
+        return self._encode(image)
+
+    async def wait(self) -> None:
+        assert await asyncio.to_thread(self.waiting.acquire, timeout=30)
+
+    def open(self, times: int = 1) -> None:
+        self._through.release(times)
+
+
+async def in_line(engine: TorchEngine, count: int) -> None:
+    async with asyncio.timeout(30):
+        while engine.stats().line.count != count:
+            await asyncio.sleep(0.001)
+
+
+async def test_batch_waits_behind_interactive_while_images_are_encoded(
+    speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(speaking, preparation_threads=1)
+    gate = Gate(engine, monkeypatch)
+    images = [picture(seed) for seed in range(20, 24)]
+    kinds = ("interactive", "batch", "batch", "interactive")
+    tasks = []
+    for count, (image, priority) in enumerate(zip(images, kinds, strict=True), start=1):
+        asked = request(image=image, priority=priority)
+        tasks.append(asyncio.ensure_future(collect(engine.generate(asked))))
+        await in_line(engine, count)
+    gate.open(4)
+    for answer in await asyncio.gather(*tasks):
+        assert isinstance(answer[-1], Finished)
+    order = [images.index(next(i for i in images if i.digest == d)) for d in gate.begun]
+    assert order == [0, 3, 1, 2]
+
+
+async def test_a_deadline_that_passes_in_the_queue_is_never_prefilled(
+    speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    engine = new_engine(speaking, wall=lambda: now[0], max_batch=1)
+    prefilled: list[int] = []
+    prefill = engine._runner.prefill
+
+    def counted(prompts: Any, *rest: Any) -> Tensor:
+        prefilled.append(len(prompts))
+        return prefill(prompts, *rest)
+
+    monkeypatch.setattr(engine._runner, "prefill", counted)
+    first = engine.generate(request(sampling=Sampling(max_tokens=3000)))
+    assert isinstance(await anext(first), Started)
+    late = asyncio.ensure_future(collect(engine.generate(request(deadline=1900.0))))
+    await in_line(engine, 1)
+    now[0] = 1900.0
+    with pytest.raises(DeadlineExceededError):
+        await late
+    await first.aclose()
+    await until_idle(engine)
+    assert prefilled == [1]
+
+
+async def test_what_would_wait_beyond_its_deadline_is_refused_at_once(
+    speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(speaking, wall=lambda: 1000.0, preparation_threads=1)
+    gate = Gate(engine, monkeypatch)
+    costs = dataclasses.replace(engine.info.costs, encode_ms=3000.0)
+    engine._info = dataclasses.replace(engine.info, costs=costs)
+    waiting = [
+        asyncio.ensure_future(
+            collect(engine.generate(request(image=picture(seed), priority=priority)))
+        )
+        for seed, priority in ((30, "interactive"), (31, "batch"))
+    ]
+    await in_line(engine, 2)
+    with pytest.raises(OverloadedError) as caught:  # behind three seconds, and three of its own
+        await collect(engine.generate(request(deadline=1005.0)))
+    assert caught.value.retry_after_s == pytest.approx(3.0, rel=0.2)
+    with pytest.raises(OverloadedError):  # batch is behind both
+        await collect(engine.generate(request(deadline=1008.0, priority="batch")))
+    fits = asyncio.ensure_future(collect(engine.generate(request(deadline=1008.0))))
+    await in_line(engine, 3)
+    gate.open(3)
+    await asyncio.gather(*waiting, fits)
+    assert engine.stats().line.count == 0
+
+
+async def test_the_pace_is_measured_while_requests_wait_and_only_then(
+    speaking: Checkpoint, new_engine: NewEngine
+) -> None:
+    engine = new_engine(speaking, max_batch=2)
+    await collect(engine.generate(request()))
+    assert engine.stats().pace == 1.0
+    await asyncio.gather(
+        *(collect(engine.generate(request(image=picture(seed)))) for seed in range(40, 52))
+    )
+    stats = engine.stats()
+    assert stats.pace != 1.0
+    assert stats.line.count == 0
+    assert stats.answer_tokens == pytest.approx(12.0)
