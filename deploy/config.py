@@ -98,7 +98,7 @@ class IngressConfig(Section):
 
     replicas: int = Field(default=1, ge=1)
     num_cpus: float = Field(default=1, ge=0)
-    max_ongoing_requests: int = Field(default=256, ge=1)
+    max_ongoing_requests: int = Field(default=512, ge=1)
     max_queued_requests: int = Field(default=64, ge=1)
 
 

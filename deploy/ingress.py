@@ -14,6 +14,7 @@ from deploy.config import Config
 from deploy.metrics import ReplicaMetrics
 from deploy.predictors import open_predictor
 from router.access import Access
+from router.admission import Admission
 from router.http import build_app
 from router.service import RoutingService
 from router.telemetry import Telemetry
@@ -38,7 +39,14 @@ class Ingress:
         config = self._config
         access = Access.open(config.router.access, config.redis_url)
         predictor = open_predictor(config, await self._backend.info())
-        service = self._service = RoutingService(self._backend, predictor, config.router)
+        admission = Admission(
+            config.router.load,
+            config.router.planning_threads,
+            ingresses=config.serve.ingress.replicas,
+        )
+        service = self._service = RoutingService(
+            self._backend, predictor, config.router, admission=admission
+        )
         name = serve.get_replica_context().replica_id.unique_id
         telemetry, replicas = Telemetry({"ingress": name}), ReplicaMetrics(self._backend.stats)
         telemetry.registry.register(replicas)

@@ -44,6 +44,9 @@ class Line:
             self.hold_ms + other.hold_ms,
         )
 
+    def __mul__(self, times: int) -> Line:
+        return Line(self.count * times, self.start_ms * times, self.hold_ms * times)
+
     def __sub__(self, other: Line) -> Line:
         """What is left without `other`; nothing falls below zero."""
         if self.count <= other.count:

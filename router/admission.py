@@ -8,8 +8,9 @@ refused. The wait has two parts, each of them work ÷ measured rate:
     at the replicas   work in line there (m3_backend/pace.py) ÷ the pace that they measured
 
 Replicas report their line and their pace every `poll_s`; in between this process adds what it has
-handed over since and takes off what has begun. What nobody knows yet, the work of a request that is
-still being planned, counts like the mean of the last ones.
+handed over since, once for every ingress, because the others will have done the same, and takes off
+what has begun. What nobody knows yet, the work of a request that is still being planned, counts
+like the mean of the last ones.
 
 Loosening follows a *held* pressure: it rises at once, falls slowly and ignores dips of less than a
 fifth, so that it neither comes too late nor flaps. Refusal follows the pressure itself: the line is
@@ -191,17 +192,23 @@ class Admission:
 
     Args:
         threads: that plan requests.
+        ingresses: processes like this one, this one included, among which requests are spread.
         clock: seconds, monotonic.
     """
 
     def __init__(
-        self, config: LoadConfig, threads: int, *, clock: Callable[[], float] = time.monotonic
+        self,
+        config: LoadConfig,
+        threads: int,
+        *,
+        ingresses: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config, self.clock = config, clock
         self.own = EMPTY  # handed over from here and not yet taken up
         self.work = MeanLine()
         self.reported = Reported(at=clock())
-        self._threads = threads
+        self._threads, self._ingresses = threads, ingresses
         self._planning = 0
         self._planning_s = Mean()
         self._open: set[Ticket] = set()
@@ -321,4 +328,5 @@ class Admission:
         reported = self.reported
         fresh = now - reported.at < STALE_S
         others = reported.line - reported.own if fresh else EMPTY
-        return others + self.own
+        since = self.own - reported.own
+        return others + since * (self._ingresses - 1) + self.own

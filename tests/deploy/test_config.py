@@ -64,7 +64,7 @@ def test_changes_win_over_the_file_and_leave_the_rest(tmp_path: Path) -> None:
             "serve: {replica: {max_queued_requests: 0}}",  # which Ray does not take
             "serve.replica.max_queued_requests: ",
         ),
-        ("serve: {replica: {replicas: 6}}", "must be above 448"),
+        ("serve: {replica: {replicas: 8}}", "must be above 576"),
         ("router: {access: {requests_per_minute: 6}}", "router.access: limits per key need `keys`"),
         ("router: {access: {cors_origins: [example.org]}}", "router.access.cors_origins: 'example"),
         ("router: {images: {remote: {hosts: ['https://a.org/']}}}", "is no host; write images.exa"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.conftest import unused_port
 from tests.e2e.pictures import chat, picture
@@ -40,7 +42,19 @@ def text_of(answer: httpx.Response, *, stream: bool) -> str:
     return "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
 
 
-def test_what_was_accepted_is_answered_when_the_service_is_asked_to_stop() -> None:
+def terminate(service: Service) -> None:
+    service.process.send_signal(signal.SIGTERM)
+
+
+def press_ctrl_c(service: Service) -> None:
+    """As a terminal does: all processes of its group get it, Ray's among them."""
+    os.killpg(service.process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("ask_to_stop", [terminate, press_ctrl_c])
+def test_what_was_accepted_is_answered_when_the_service_is_asked_to_stop(
+    ask_to_stop: Callable[[Service], None],
+) -> None:
     """And whoever comes later is told to try again, for as long as there is somebody to tell it."""
     with sandbox() as box, ThreadPoolExecutor(CROWD) as pool:
         service = start("--set", "router.load.max_wait_s=60", port=unused_port(), box=box)
@@ -50,7 +64,7 @@ def test_what_was_accepted_is_answered_when_the_service_is_asked_to_stop() -> No
         ]
         assert until(lambda: in_flight(service) >= CROWD)  # the look itself is one, too
         assert not all(answer.done() for answer in asked)
-        service.process.send_signal(signal.SIGTERM)
+        ask_to_stop(service)
         refused = refusals(lambda: ask(service.url, chat(picture(1))), service)
         for index, answer in enumerate(asked):
             assert answer.result().status_code == 200, answer.result().text

@@ -13,7 +13,7 @@ from prometheus_client import Counter
 from m3_backend import errors as backend_errors
 from m3_backend.errors import CheckpointError, ServiceError
 from router.access import Caller
-from router.config import AccessConfig, RemoteImageConfig
+from router.config import AccessConfig, LoadConfig, RemoteImageConfig
 from router.errors import Code
 from router.explain import REQUEST_ID_HEADER
 from router.limits import Kind, Quota, Standing
@@ -93,12 +93,13 @@ def test_openais_other_options() -> None:
     assert all(f"`{name}`" in text for name in IGNORED | IGNORED_OF_PART)
 
 
-def test_settings_of_access_and_remote_images() -> None:
-    """docs/operations.md has every key of these two sections."""
+def test_settings_of_the_router() -> None:
+    """docs/operations.md has every key of these sections."""
     operations = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     for heading, section in (
         ("## Who may use it", AccessConfig),
         ("## Images from URLs", RemoteImageConfig),
+        ("## Load", LoadConfig),
     ):
         rows = operations.partition(heading)[2].partition("| key |")[2].split("\n\n")[0]
         named = {
@@ -137,5 +138,5 @@ def test_metrics() -> None:
         for m in metrics
         if hasattr(m, "_name")
     }
-    assert len(names) == 10
+    assert len(names) == 13
     assert table("metric") == names

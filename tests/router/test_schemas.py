@@ -92,6 +92,8 @@ def test_json_that_is_no_object(body: bytes) -> None:
         ({"m3": {"max_regret": 1.5}}, "m3.max_regret"),
         ({"m3": {"latency_budget_ms": 0}}, "m3.latency_budget_ms"),
         ({"m3": {"scale": "36"}}, "m3.scale"),
+        ({"m3": {"priority": "urgent"}}, "m3.priority"),
+        ({"m3": {"timeout_ms": 0}}, "m3.timeout_ms"),
         ({"m3": {"cache_salt": "x" * 257}}, "m3.cache_salt"),
     ],
 )
