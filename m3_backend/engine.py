@@ -156,7 +156,8 @@ class TorchEngine:
         self._unprepared: WaitingLine[Job] = WaitingLine()
         self._arrivals: list[Job] = []
         self._pace, self._answers = Pace(), AnswerLength()
-        self._line_since: float | None = None  # when requests were last seen to wait in line
+        self._busy_since: float | None = None  # the last look, if somebody waited to be taken up
+        self._had_line = False  # and not only for its own preparation
         self._closing = False
         self._failures = 0  # of the device, since the last step that gave anything
         self._pool = ThreadPoolExecutor(settings.preparation_threads, thread_name_prefix="prepare")
@@ -280,6 +281,8 @@ class TorchEngine:
                     "Too many requests are waiting; retry later.", retry_after_s=self._backlog_s()
                 )
             self._check_reachable(job)
+            if self._busy_since is None:
+                self._busy_since = job.submitted
             self._jobs.add(job)
             self._unprepared.add(job)
             self._pool.submit(self._prepare_next)
@@ -385,18 +388,19 @@ class TorchEngine:
         return not self._closing
 
     def _note_pace(self, step: Step[Job]) -> None:
-        """What was taken up since the last look, if requests waited in line all the while.
+        """What was taken up since the last look, if somebody waited all the while.
 
-        Those that are being prepared wait for nobody, so they make no line.
+        The time that answers take only counts where others waited for their slots.
         """
-        now, since = self._clock(), self._line_since
+        now = self._clock()
         with self._wake:
-            if since is not None:
-                taken = (self._alone(job) for batch in step.prefills for job in batch.requests)
-                work_ms = sum(line.start_ms + line.hold_ms for line in taken)
-                self._pace.observe(now - since, work_ms)
-            in_line = len(self._unprepared) + len(self._scheduler.waiting)
-        self._line_since = now if in_line else None
+            taken = [self._alone(job) for batch in step.prefills for job in batch.requests]
+            work_ms = sum(job.start_ms + self._had_line * job.hold_ms for job in taken)
+            if self._busy_since is not None:
+                self._pace.observe(now - self._busy_since, work_ms)
+            self._had_line = bool(self._unprepared or self._scheduler.waiting)
+            busy = len(self._jobs) > len(self._scheduler.running)
+            self._busy_since = now if busy else None
 
     def _run(self, step: Step[Job]) -> tuple[list[_Outcome], list[Job]]:
         """One forward pass per batch of the step: what it gave, and whom a crash took along."""
@@ -520,6 +524,8 @@ class TorchEngine:
             if job not in self._jobs:
                 return
             self._jobs.remove(job)
+            if len(self._jobs) <= len(self._scheduler.running):  # nobody waits any more
+                self._busy_since = None
         job.deliver(last)
 
     def _device_failed(self) -> None:

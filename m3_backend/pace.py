@@ -7,8 +7,8 @@ the work in front of it: of those that fit into free slots only the first part, 
 
 The estimates are those of a request alone on an idle device. What they are worth under load (other
 processes, batches that cost more than one request, features that were cached) is measured: the pace
-is the work taken up per millisecond *while requests wait in line*. While nobody waits it says
-nothing, since an idle engine takes up little.
+is the work taken up per millisecond *while requests wait to be taken up*, for others or only for
+their own preparation. When nobody waits it says nothing, since an idle engine takes up nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from math import exp
 
 _MEMORY_S = 5.0  # of waiting, after which a measurement counts for a third
 _PRIOR_S = 0.5  # what the estimates themselves weigh at the start, as seconds of measurement
-_SLOWEST, _FASTEST = 0.01, 1000.0
+_SLOWEST, _FASTEST = 0.05, 1000.0
 _ANSWERS_REMEMBERED = 50
 _FIRST_ANSWER_TOKENS = 16.0
 

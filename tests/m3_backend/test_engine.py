@@ -762,12 +762,16 @@ async def test_the_pace_is_measured_while_requests_wait_and_only_then(
     speaking: Checkpoint, new_engine: NewEngine
 ) -> None:
     engine = new_engine(speaking, max_batch=2)
-    await collect(engine.generate(request()))
+    broken = dataclasses.replace(IMAGE, data=IMAGE.data[:-40], digest="0" * 64)
+    with pytest.raises(InvalidImageError):
+        await collect(engine.generate(request(image=broken)))
     assert engine.stats().pace == 1.0
+    assert engine._busy_since is None  # so that the time until the next one does not count
     await asyncio.gather(
         *(collect(engine.generate(request(image=picture(seed)))) for seed in range(40, 52))
     )
     stats = engine.stats()
     assert stats.pace != 1.0
+    assert engine._busy_since is None
     assert stats.line.count == 0
     assert stats.answer_tokens == pytest.approx(12.0)
