@@ -290,13 +290,21 @@ def options(**fields: Any) -> M3Options:
 @pytest.mark.parametrize(
     ("model", "fields", "expected"),
     [
-        ("m3-auto", {}, Limits(0.05)),
+        ("m3-auto", {}, Limits(0.05, services_own=True)),
         ("m3-auto", {"max_regret": 0.0}, Limits(0.0)),
         ("m3-auto", {"scale": 9}, Limits(0.05, scale=9)),
         ("m3-36", {}, Limits(0.05, scale=36)),
         ("m3-36", {"scale": 36}, Limits(0.05, scale=36)),
-        ("m3-auto", {"min_scale": 9, "max_scale": 9}, Limits(0.05, None, 9, 9)),
-        ("m3-auto", {"latency_budget_ms": 5.0}, Limits(0.05, latency_budget_ms=5.0)),
+        (
+            "m3-auto",
+            {"min_scale": 9, "max_scale": 9},
+            Limits(0.05, None, 9, 9, services_own=True),
+        ),
+        (
+            "m3-auto",
+            {"latency_budget_ms": 5.0},
+            Limits(0.05, latency_budget_ms=5.0, services_own=True),
+        ),
     ],
 )
 def test_limits_of(model: str, fields: dict[str, Any], expected: Limits) -> None:
