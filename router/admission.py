@@ -35,6 +35,7 @@ BACKLASH = 0.2  # share by which it must have fallen before that counts
 NEGLIGIBLE = 0.01
 STALE_S = 5.0  # after so long without a word of the replicas, only what is known here counts
 REMEMBERED = 32  # requests that a mean is made of
+PLANNING_S = 0.01  # of a request, until some were measured; the very first is no example
 
 
 def bounds_under_load(
@@ -127,11 +128,16 @@ class Reported:
 
 
 class Mean:
-    """Of the last values, more or less."""
+    """Of the last values, more or less.
 
-    def __init__(self, first: float = 0.0) -> None:
+    Args:
+        first: what to believe before there are any.
+        weight: values that it stands for.
+    """
+
+    def __init__(self, first: float = 0.0, weight: int = 0) -> None:
         self.value = first
-        self._seen = 0
+        self._seen = weight
 
     def saw(self, value: float) -> None:
         self._seen = min(self._seen + 1, REMEMBERED)
@@ -143,12 +149,17 @@ class Ticket:
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self._arrived: float | None = admission.clock()
+        self._planning = True
         self._line: Line | None = None
 
-    def planned(self, line: Line) -> None:
-        """It is known what it will take, and it goes to a replica."""
-        self._leave_planning(learn=True)
+    def planned(self, line: Line, planning_s: float) -> None:
+        """It is known what it will take, and it goes to a replica.
+
+        Args:
+            planning_s: what planning took here, without what was fetched from elsewhere.
+        """
+        self._admission.planning_took(planning_s)
+        self._leave_planning()
         self._line = line
         self._admission.own += line
         self._admission.work.saw(line)
@@ -161,14 +172,14 @@ class Ticket:
 
     def close(self) -> None:
         """It is over, at whatever point."""
-        self._leave_planning(learn=False)
+        self._leave_planning()
         self.begun()
         self._admission.closed(self)
 
-    def _leave_planning(self, *, learn: bool) -> None:
-        if self._arrived is not None:
-            self._admission.left_planning(self._admission.clock() - self._arrived, learn=learn)
-            self._arrived = None
+    def _leave_planning(self) -> None:
+        if self._planning:
+            self._admission.left_planning()
+            self._planning = False
 
 
 class MeanLine:
@@ -210,7 +221,7 @@ class Admission:
         self.reported = Reported(at=clock())
         self._threads, self._ingresses = threads, ingresses
         self._planning = 0
-        self._planning_s = Mean()
+        self._planning_s = Mean(PLANNING_S, weight=REMEMBERED // 4)
         self._open: set[Ticket] = set()
         self._held = HeldPressure()
         self._stopped = False
@@ -309,11 +320,12 @@ class Admission:
         """Until a replica takes up a request that is handed over now."""
         return wait_s(self._line(now), self.reported.free_slots, self.reported.pace)
 
-    def left_planning(self, seconds: float, *, learn: bool) -> None:
+    def planning_took(self, seconds: float) -> None:
+        """Of one request, its wait for a thread included; so it is shared by those who waited."""
+        self._planning_s.saw(seconds * self._threads / max(self._planning, self._threads))
+
+    def left_planning(self) -> None:
         self._planning -= 1
-        if learn:
-            # What it waited for a thread is in there too, so it is divided by those who did.
-            self._planning_s.saw(seconds * self._threads / max(self._planning + 1, self._threads))
 
     def closed(self, ticket: Ticket) -> None:
         self._open.discard(ticket)

@@ -192,7 +192,7 @@ class RoutingService:
         deadline = self._callers_deadline(plan.chat, deadline)
         line, alone_ms = self._work(plan)
         self.admission.check_reachable(alone_ms, deadline - self._clock())
-        ticket.planned(line)
+        ticket.planned(line, trace.routing_s or 0.0)
         request = self._generation_request(plan, trace.request_id, deadline)
         charge = await trace.caller.take_tokens(self._most_tokens(plan))
         events = charge.settled_by(self._until(deadline, self._backend.generate(request)))

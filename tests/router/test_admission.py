@@ -85,7 +85,7 @@ def test_what_was_handed_over_since_the_last_report_counts_until_it_begins() -> 
     door = admission()
     tickets = [door.arrive()[1] for _ in range(3)]
     for ticket in tickets:
-        ticket.planned(Line(1, 500.0, 0.0))
+        ticket.planned(Line(1, 500.0, 0.0), 0.01)
     assert door.look().wait_s == pytest.approx(1.5)
     door.take_report([report(1500.0, count=3)], own_then=door.own)  # the very same three
     assert door.look().wait_s == pytest.approx(1.5)
@@ -105,17 +105,35 @@ def test_what_was_handed_over_since_the_last_report_counts_until_it_begins() -> 
 
 
 def test_what_is_being_planned_counts_like_the_last_ones() -> None:
-    clock = Clock()
-    door = admission(clock, max_wait_s=100.0)
-    _, first = door.arrive()
-    clock.now += 0.2
-    first.planned(Line(1, 1000.0, 0.0))
-    first.begun()
-    first.close()
+    door = admission(max_wait_s=100.0)
+    for _ in range(500):
+        _, ticket = door.arrive()
+        ticket.planned(Line(1, 1000.0, 0.0), planning_s=0.2)
+        ticket.close()
     for _ in range(4):
         door.arrive()
-    # Planning took 0.2 s of one of two threads; then the replica has four times a second of work.
+    # Planning takes 0.2 s on one of two threads; then the replica has four times a second of work.
     assert door.look().wait_s == pytest.approx(4 * 0.2 / 2 + 4 * 1.0)
+
+
+def test_the_wait_for_a_planning_thread_is_not_counted_twice() -> None:
+    """Eight came at once, and the last of them took four times as long as on a thread alone."""
+    door = admission(max_wait_s=100.0)
+    for _ in range(200):
+        tickets = [door.arrive()[1] for _ in range(8)]
+        for turn, ticket in enumerate(tickets):
+            ticket.planned(EMPTY, planning_s=0.1 * (turn // 2 + 1))
+            ticket.close()
+    for _ in range(2):
+        door.arrive()
+    assert 0.05 <= door.look().wait_s <= 0.4
+
+
+def test_the_first_request_is_no_example_of_planning() -> None:
+    door = admission()
+    door.arrive()[1].planned(EMPTY, planning_s=1.0)  # libraries were loaded, too
+    door.arrive()
+    assert door.look().pressure < CONFIG.loosen_at
 
 
 def test_a_report_that_is_too_old_is_forgotten() -> None:

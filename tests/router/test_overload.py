@@ -105,7 +105,7 @@ def arrive(door: Admission, replica: Replica, now: float) -> Asked:
     except OverloadedError:
         return request
     request.bound = bounds_under_load(0.05, CERTIFIED, CONFIG, look.held)[-1]
-    request.ticket.planned(request.line)
+    request.ticket.planned(request.line, 0.01)
     replica.queue.append(request)
     return request
 
