@@ -55,7 +55,9 @@ def test_every_polite_signal_interrupts_and_is_given_back(number: signal.Signals
             os.kill(os.getpid(), number)
         assert stop.requested
         stop.ignore()
+        assert not stop.insisted
         os.kill(os.getpid(), number)
+        assert stop.insisted
     assert signal.getsignal(number) is before
 
 
