@@ -161,10 +161,13 @@ def serve(
     if settings.ray.address == "local":
         from deploy.predictors import load_predictor  # noqa: PLC0415 - loads LightGBM
         from router.auth import open_keys  # noqa: PLC0415
+        from router.tracing import open_tracing  # noqa: PLC0415
 
-        # Every ingress does both, but what is broken can be told at once.
+        # Every ingress does all of it, but what is broken can be told at once.
         load_predictor(settings)
         open_keys(settings.router.access)
+        if (tracing := open_tracing(settings.router.telemetry)) is not None:
+            tracing.close()
     note(f"Starting m3-router with {settings.model.checkpoint} ...")
     serve_until_stopped(settings, say=lambda line: print(line, flush=True), verbose=verbose)
 
