@@ -46,7 +46,7 @@ class Described:
     meaning: str
 
 
-def keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Key]:
+def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Key]:
     """Every key of a section and of the sections in it, in the order of the code."""
     documented = _arguments(section)
     for name, field in section.model_fields.items():
@@ -55,10 +55,10 @@ def keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Key]:
             meaning = field.description or documented.get(name, "")
             yield Key(prefix + name, _default(field), _told(meaning, field))
         if inner is not None:
-            yield from keys(inner, f"{prefix}{name}.")
+            yield from all_keys(inner, f"{prefix}{name}.")
 
 
-def metrics() -> Iterator[Described]:
+def all_metrics() -> Iterator[Described]:
     """Every metric of an ingress, then those of the model replicas."""
 
     async def nobody() -> Mapping[str, EngineStats]:
@@ -78,14 +78,14 @@ def _families(collector: Collector) -> Iterator[tuple[Metric, tuple[str, ...]]]:
 
 
 def key_table() -> str:
-    rows = ((f"`{key.name}`", key.default, key.meaning) for key in keys())
+    rows = ((f"`{key.name}`", key.default, key.meaning) for key in all_keys())
     return _table(("key", "default", "meaning"), rows)
 
 
 def metric_table() -> str:
     rows = (
         (f"`{m.name}`", m.kind, ", ".join(f"`{label}`" for label in m.labels), m.meaning)
-        for m in metrics()
+        for m in all_metrics()
     )
     return _table(("metric", "type", "labels", "meaning"), rows)
 

@@ -202,7 +202,7 @@ def _add_operations(
 
     @app.get(METRICS, response_class=Response)
     async def metrics() -> Response:
-        """Prometheus metrics of this process."""
+        """Prometheus metrics of the service."""
         if before_scrape is not None:
             await before_scrape()
         return Response(telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
