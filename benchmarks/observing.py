@@ -19,9 +19,10 @@ from deploy.logs import JsonFormatter
 from m3_backend.messages import Finished, Sampling, Started
 from router.config import TelemetryConfig
 from router.policy import Decision, ImageChoice, Reason
+from router.spans import CHAT_ENDPOINT
 from router.stages import Stage
 from router.telemetry import Facts, Telemetry, Trace, requests_log
-from router.tracing import CHAT_ENDPOINT, open_tracing
+from router.tracing import open_tracing
 
 REQUESTS = 3000
 WAYS = {

@@ -1,5 +1,5 @@
 """What the service tells operators: Prometheus metrics, one log line per request, and whatever else
-is told of each request that is over (router/tracing.py).
+is told of each request that is over (router/spans.py).
 
 None of it holds the question, the answer or the image. Nothing here raises into a request.
 """
@@ -174,7 +174,7 @@ class Trace:
 
 
 class Follower(Protocol):
-    """Hears of requests that are over; `router.tracing.Tracing` makes spans of them."""
+    """Hears of requests that are over; `router.spans.Tracing` makes spans of them."""
 
     def follow(self, trace: Trace) -> None:
         """Must neither block nor raise; may set `trace.trace_id`."""

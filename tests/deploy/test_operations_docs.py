@@ -14,7 +14,7 @@ from deploy import reference
 from deploy.config import Config, load
 from deploy.logs import JsonFormatter
 from m3_backend.messages import Finished, Started
-from router import readiness, telemetry, tracing
+from router import readiness, spans, telemetry
 from router.ports import Replicas
 from router.stages import Stage
 from router.telemetry import Trace
@@ -136,7 +136,7 @@ def test_spans_and_their_attributes() -> None:
     trace.finished = Finished("stop", 1, 0.0, 0.0)
     assert {"routing", "image_fetch", *trace.phases()} <= words(rows)
     assert all(f"`.{s.value}`" in rows or f"`routing.{s.value}`" in rows for s in Stage)
-    ours = set(re.findall(r'"(m3\.[a-z_]+)"', inspect.getsource(tracing)))
+    ours = set(re.findall(r'"(m3\.[a-z_]+)"', inspect.getsource(spans)))
     assert len(ours) > 8
     assert {name for name in words(rows) if name.startswith("m3.")} == ours
-    assert f"{tracing.QUEUED_SPANS:,}" in PAGE
+    assert f"{spans.QUEUED_SPANS:,}" in PAGE

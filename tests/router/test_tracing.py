@@ -23,12 +23,14 @@ from router.config import RouterConfig, TelemetryConfig
 from router.http import build_app
 from router.ports import BackendPort, PredictorPort
 from router.service import RoutingService
+from router.spans import STAGE_SPANS, attributes
 from router.stages import Stage
 from router.telemetry import Telemetry, Trace
-from router.tracing import TracingError, attributes, open_tracing
+from router.tracing import open_tracing
 from tests.conftest import unused_port
 from tests.fakes import FakeBackend, FakePredictor
 from tests.router.support import chat, client_of, image_part, picture
+from tests.test_imports import run_without
 
 CHAT = "/v1/chat/completions"
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -259,6 +261,16 @@ async def test_a_clients_own_choice_holds_and_others_are_drawn() -> None:
         assert collector.named("chat m3-auto").trace_id.hex() == TRACE_ID
 
 
+async def test_a_large_batch_is_no_flood_of_spans() -> None:
+    batch = {"requests": [chat(image_part(), image_part(), "What?")] * 20}
+    with collecting() as collector:
+        with traced(collector.url, FakeBackend(), FakePredictor()) as client:
+            await client.post("/v1/route/batch", json=batch)
+        names = [span.name for span in collector.spans()]
+    assert names.count("/v1/route/batch") == names.count("routing") == 1
+    assert len(names) == STAGE_SPANS + 2
+
+
 async def test_the_log_names_the_trace(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "m3_router.requests")
     parent = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}
@@ -271,7 +283,7 @@ async def test_the_log_names_the_trace(caplog: pytest.LogCaptureFixture) -> None
 async def test_a_collector_that_hangs_or_is_gone_holds_nobody_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("router.tracing.CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("router.spans.CLOSE_TIMEOUT_S", 0.05)
     answered = threading.Event()
     with collecting(hold=answered) as slow:
         for url in (slow.url, f"http://127.0.0.1:{unused_port()}"):
@@ -287,13 +299,19 @@ async def test_a_collector_that_hangs_or_is_gone_holds_nobody_up(
         answered.set()
 
 
-def test_what_cannot_be_sent_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        __import__("sys").modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None
-    )
-    assert open_tracing(TelemetryConfig()) is None
-    with pytest.raises(TracingError, match=r"m3-router\[otel\]"):
-        open_tracing(TelemetryConfig(otlp_endpoint="http://collector:4318"))
+def test_what_cannot_be_sent_is_said_at_the_start() -> None:
+    """And where nothing is to be sent, nothing needs to be installed."""
+    opening = """
+from router.config import TelemetryConfig
+from router.tracing import TracingError, open_tracing
+assert open_tracing(TelemetryConfig()) is None
+try:
+    open_tracing(TelemetryConfig(otlp_endpoint="http://collector:4318"))
+except TracingError as error:
+    print(error.message)
+"""
+    said = run_without(("opentelemetry",), opening)
+    assert "opentelemetry is not installed: pip install 'm3-router[otel]'" in said.stdout, said
 
 
 @pytest.mark.parametrize("url", ["collector:4318", "ftp://x", "http://", "http://user:pw@host"])
