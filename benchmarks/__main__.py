@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import analyze, first_answer, frontier, guarantee, models, routing
+from benchmarks import analyze, first_answer, frontier, guarantee, models, observing, routing
 
 BENCHMARKS = {
     "frontier": frontier.run,
     "guarantee": guarantee.run,
     "models": models.run,
     "routing": routing.run,
+    "observing": observing.run,
     "analyze": analyze.run,
     "first_answer": first_answer.run,
 }

@@ -31,14 +31,14 @@ from m3_backend.messages import (
     Started,
 )
 from m3_backend.scales import image_tokens
-from router.access import Caller
 from router.config import RouterConfig
 from router.conversation import Conversation, read_conversation, read_images
 from router.policy import Decision, ImageCase, Limits, decide, limits_of
-from router.ports import BackendPort, PredictorPort
+from router.ports import BackendPort, PredictorPort, Replicas
 from router.remote_images import ImageFetcher
 from router.schemas import ChatRequest, chat_request, parse_batch, parse_chat_request
-from router.telemetry import Trace
+from router.stages import Stage, Stages
+from router.telemetry import Facts, Trace
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -143,10 +143,9 @@ class RoutingService:
         """The model behind the backend."""
         return await self._backend.info()
 
-    async def ready(self) -> ModelInfo:
-        """The same, once a replica has answered just now. Raises if none does."""
-        await self._backend.ping()
-        return await self._backend.info()
+    async def ready(self) -> Replicas:
+        """The replicas that answer just now. Raises if none does."""
+        return await self._backend.ping()
 
     async def handle(self, body: bytes, trace: Trace) -> Answer:
         """Answers the chat request in `body`; returns once a replica has started on it.
@@ -158,6 +157,7 @@ class RoutingService:
         plan = await self.plan(body, trace, deadline)
         request = self._generation_request(plan, trace.request_id, deadline)
         charge = await trace.caller.take_tokens(self._most_tokens(plan))
+        trace.handed_s = trace.elapsed_s()
         events = charge.settled_by(self._until(deadline, self._backend.generate(request)))
         try:
             started = await anext(events, None)
@@ -181,6 +181,7 @@ class RoutingService:
         plan = await self._understand(partial(parse_chat_request, body), info, trace, deadline)
         trace.stream = bool(plan.chat.stream)
         trace.decision, trace.predictor = plan.decision, plan.predictor
+        trace.asked = self._facts(plan)
         trace.routing_s = trace.elapsed_s() - began_s - trace.fetch_s
         return plan
 
@@ -194,7 +195,7 @@ class RoutingService:
         deadline = self._deadline()
         info = await self._backend.info()
         began_s = trace.elapsed_s()
-        documents = await self._off_loop(parse_batch, body, self.config.max_route_batch)
+        documents = await self._off_loop(trace.stages, self._parse_batch, body, trace.stages)
         await trace.caller.take_requests(len(documents) - 1)
         plans: list[Plan | ServiceError] = []
         for index, document in enumerate(documents):
@@ -215,10 +216,10 @@ class RoutingService:
         deadline: float,
     ) -> Plan:
         """A decided plan, on planning threads but for what has to be fetched."""
-        plan = await self._off_loop(self._plan, read, info, trace.caller)
+        plan = await self._off_loop(trace.stages, self._plan, read, info, trace)
         if isinstance(plan, Asked):
             fetched = await self._fetch(plan.conversation, trace, deadline)
-            plan = await self._off_loop(self._decide, plan, info, trace.caller, fetched)
+            plan = await self._off_loop(trace.stages, self._decide, plan, info, trace, fetched)
         return plan
 
     def _deadline(self) -> float:
@@ -254,10 +255,21 @@ class RoutingService:
                     return
                 yield event
 
-    async def _off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """CPU work on a planning thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
+    async def _off_loop(
+        self, stages: Stages, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """CPU work on a planning thread, which it may have to wait for."""
+        submitted_s = stages.now()
+
+        def run() -> T:
+            stages.add(Stage.WAIT, submitted_s, stages.now())
+            return work(*args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+
+    def _parse_batch(self, body: bytes, stages: Stages) -> list[object]:
+        with stages.of(Stage.PARSE):
+            return parse_batch(body, self.config.max_route_batch)
 
     async def _fetch(
         self, conversation: Conversation, trace: Trace, deadline: float
@@ -268,43 +280,47 @@ class RoutingService:
         try:
             return await self._fetcher.fetch(conversation.remote(), deadline - self._clock())
         finally:
-            trace.fetch_s += trace.elapsed_s() - began_s
+            ended_s = trace.elapsed_s()
+            trace.fetch_s += ended_s - began_s
+            trace.fetch_extent = (trace.fetch_extent or (began_s, 0.0))[0], ended_s
 
-    def _plan(
-        self, read: Callable[[], ChatRequest], info: ModelInfo, caller: Caller
-    ) -> Plan | Asked:
+    def _plan(self, read: Callable[[], ChatRequest], info: ModelInfo, trace: Trace) -> Plan | Asked:
         """All CPU work of routing in one go, on one thread; half of it if something has to be
         fetched in between.
         """
-        chat = read()
-        limits = limits_of(chat.model, chat.m3, info.ladder, self.config.max_regret)
-        asked = Asked(chat, limits, read_conversation(chat.messages, self.config.images))
+        with trace.stages.of(Stage.PARSE):
+            chat = read()
+            limits = limits_of(chat.model, chat.m3, info.ladder, self.config.max_regret)
+            asked = Asked(chat, limits, read_conversation(chat.messages, self.config.images))
         if self._fetcher is not None and asked.conversation.remote():
             return asked
-        return self._decide(asked, info, caller)
+        return self._decide(asked, info, trace)
 
     def _decide(
         self,
         asked: Asked,
         info: ModelInfo,
-        caller: Caller,
+        trace: Trace,
         fetched: Mapping[str, bytes] | None = None,
     ) -> Plan:
         chat, conversation = asked.chat, asked.conversation
-        images = read_images(conversation, self.config.images, fetched)
-        salt = caller.cache_salt(chat.m3.cache_salt)
+        with trace.stages.of(Stage.IMAGES):
+            images = read_images(conversation, self.config.images, fetched)
+        salt = trace.caller.cache_salt(chat.m3.cache_salt)
+        predict = partial(self._predict, trace.stages, conversation.question, salt)
         cases = tuple(
             ImageCase(
                 tokens=_tokens_per_scale(info, image),
-                p_success=self._predict(image, conversation.question, salt, picture.param),
+                p_success=predict(image, picture.param),
                 detail=picture.detail,
             )
             for image, picture in zip(images, conversation.pictures, strict=True)
         )
         text_tokens = conversation.text_bytes() // TEXT_BYTES_PER_TOKEN
         cost_ms = _cost_of(info, text_tokens, len(images))
-        image_room = info.max_context - text_tokens - ANSWER_ROOM
-        decision = decide(cases, info.ladder, asked.limits, self._threshold, cost_ms, image_room)
+        room = info.max_context - text_tokens - ANSWER_ROOM
+        with trace.stages.of(Stage.DECIDE):
+            decision = decide(cases, info.ladder, asked.limits, self._threshold, cost_ms, room)
         return Plan(
             chat,
             conversation,
@@ -319,17 +335,30 @@ class RoutingService:
         )
 
     def _predict(
-        self, image: ImageInput, question: str, salt: str, param: str
+        self, stages: Stages, question: str, salt: str, image: ImageInput, param: str
     ) -> tuple[float, ...] | None:
         if self._predictor is None:
             return None
+        began_s = stages.now()
         try:
-            return self._predictor.predict(image, question, salt).p_success
+            prediction = self._predictor.predict(image, question, salt)
         except InvalidImageError as error:
+            stages.add(Stage.FEATURES, began_s, stages.now())
             raise InvalidImageError(error.message, param=param) from None
+        stages.add(Stage.FEATURES, began_s, began_s + prediction.features_s)
+        stages.add(Stage.PREDICT, began_s + prediction.features_s, stages.now())
+        return prediction.p_success
 
     def _threshold(self, max_regret: float) -> float | None:
         return None if self._predictor is None else self._predictor.threshold(max_regret)
+
+    def _facts(self, plan: Plan) -> Facts:
+        return Facts(
+            model=plan.chat.model,
+            served=plan.info.name,
+            sampling=plan.chat.sampling(self.config.max_tokens),
+            finest_tokens=sum(case.tokens[-1] for case in plan.cases),
+        )
 
     def _most_tokens(self, plan: Plan) -> int:
         """What the request may take: its prompt, as estimated, and the longest answer."""
