@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PACKAGES := m3_backend predictor router deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format bench tiny clean
+.PHONY: help serve test check format docs bench tiny clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1|/' | column -t -s '|'
@@ -26,6 +26,9 @@ check: $(INSTALLED) ## what CI runs: format, lint, types, tests
 format: $(INSTALLED) ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(INSTALLED) ## write the reference tables of docs/operations.md again, from the code
+	$(BIN)/python -m deploy.reference
 
 bench: $(INSTALLED) ## the benchmarks; results under benchmarks/results
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import analyze, first_answer, frontier, guarantee, models, overload, routing
+from benchmarks import (
+    analyze,
+    first_answer,
+    frontier,
+    guarantee,
+    models,
+    observing,
+    overload,
+    routing,
+)
 
 BENCHMARKS = {
     "frontier": frontier.run,
     "guarantee": guarantee.run,
     "models": models.run,
     "routing": routing.run,
+    "observing": observing.run,
     "analyze": analyze.run,
     "first_answer": first_answer.run,
     "overload": overload.run,

@@ -24,9 +24,11 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from m3_backend.errors import BackendError, OverloadedError, ServiceError
 from m3_backend.messages import Event, GenerationRequest, ModelInfo
-from m3_backend.stats import EngineStats
+from m3_backend.stats import BreakerState, EngineStats
+from router.ports import Replicas
 
 PING_TIMEOUT_S = 2.0
+BREAKER_STATES: tuple[BreakerState, ...] = ("open", "half_open", "closed")  # worst first
 REPLICA_LOST = (
     RayActorError,
     ActorUnavailableError,
@@ -84,7 +86,7 @@ class HandleBackend:
                 raise translate(error) from error
         return self._info
 
-    async def ping(self) -> None:
+    async def ping(self) -> Replicas:
         """Asks all replicas. One that is lost or broken fails at once; one whose places are taken
         keeps the call waiting, and counts as there. (Serve's health check ends one that hangs.)
         """
@@ -93,12 +95,16 @@ class HandleBackend:
                 call = self._handle.broadcast("stats")
                 answers = await call.results_async(return_exceptions=True)
         except TimeoutError:
-            return
+            return Replicas()
         except Exception as error:
             raise translate(error) from error
         errors = [answer for answer in answers if isinstance(answer, Exception)]
         if len(errors) == len(answers):
             raise translate(errors[0]) from errors[0]
+        said = [answer for answer in answers if not isinstance(answer, Exception)]
+        breakers = {stats.cache.breaker for _, stats in said}
+        worst = next((state for state in BREAKER_STATES if state in breakers), None)
+        return Replicas(answering=len(said), asked=len(answers), redis=worst)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Started, Deltas, Finished. Closing it early cancels the request on its replica."""

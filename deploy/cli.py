@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from contextlib import AbstractAsyncContextManager
 from enum import IntEnum
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8000"
 DISTRIBUTION = "m3-router"
 SHOWN_VERSIONS = ("ray", "torch", "transformers", "lightgbm", "redis")
+
+
+PASSWORD = re.compile(r"://[^@/\s]*@")  # of a Redis, in its URL
 
 
 class Exit(IntEnum):
@@ -161,10 +165,13 @@ def serve(
     if settings.ray.address == "local":
         from deploy.predictors import load_predictor  # noqa: PLC0415 - loads LightGBM
         from router.auth import open_keys  # noqa: PLC0415
+        from router.tracing import open_tracing  # noqa: PLC0415
 
-        # Every ingress does both, but what is broken can be told at once.
+        # Every ingress does all of it, but what is broken can be told at once.
         load_predictor(settings)
         open_keys(settings.router.access)
+        if (tracing := open_tracing(settings.router.telemetry)) is not None:
+            tracing.close()
     note(f"Starting m3-router with {settings.model.checkpoint} ...")
     serve_until_stopped(settings, say=lambda line: print(line, flush=True), verbose=verbose)
 
@@ -276,6 +283,17 @@ def verify(
     else:
         print_report(Console(), report)
     raise typer.Exit(Exit.OK if report.passed else Exit.FAILED)
+
+
+@app.command("config")
+def show_config(config: ConfigFile = "local.yaml", set_: Settings = None) -> None:
+    """Print every setting with the value that is in force, as YAML.
+
+    `docs/operations.md` says what each one means. Secrets are masked.
+    """
+    settings = configuration(config, set_).model_dump(mode="json")
+    shown = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    print(PASSWORD.sub("://***@", shown), end="")
 
 
 @app.command()

@@ -127,6 +127,7 @@ class ReplicaConfig(Section):
 
     Args:
         replicas: how many, unless `autoscaling` says it.
+        autoscaling: lets Ray Serve move their number; None keeps it.
         num_cpus, num_gpus: what each reserves in Ray's books; num_gpus also makes that many visible
             to it.
         max_ongoing_requests: requests sent to one replica at once; None takes four times
@@ -186,6 +187,8 @@ class Config(Section):
         predictor: "auto" takes the artefact that ships with the checkpoint, if there is one; "none"
             does without (every request goes to the finest scale); else the folder of an artefact,
             which must be sound and made for this very checkpoint, or nothing starts.
+        log_level: from which level on the log is written; "info" is one line per request, "debug"
+            also quotes what an unforeseen exception said, which may hold what was asked.
     """
 
     model: ModelConfig = ModelConfig()

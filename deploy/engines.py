@@ -9,6 +9,7 @@ from m3_backend.engine import Engine, EngineSettings, TorchEngine
 from m3_backend.feature_cache import FeatureCache
 from m3_backend.messages import Event, GenerationRequest, ModelInfo
 from m3_backend.stats import EngineStats
+from router.ports import Replicas
 
 
 class EngineBackend:
@@ -20,8 +21,9 @@ class EngineBackend:
     async def info(self) -> ModelInfo:
         return self._engine.info
 
-    async def ping(self) -> None:
-        self._engine.stats()  # raises when the engine's loop has ended
+    async def ping(self) -> Replicas:
+        stats = self._engine.stats()  # raises when the engine's loop has ended
+        return Replicas(answering=1, asked=1, redis=stats.cache.breaker)
 
     async def stats(self) -> dict[str, EngineStats]:
         return {"": self._engine.stats()}

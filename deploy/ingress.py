@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client.core import Metric
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deploy import logs
 from deploy.backend import HandleBackend
 from deploy.config import Config
-from deploy.metrics import ReplicaMetrics
+from deploy.metrics import AllIngresses, Exposed, ReplicaMetrics
 from deploy.predictors import open_predictor
 from router.access import Access
 from router.admission import Admission
 from router.http import build_app
 from router.service import RoutingService
-from router.telemetry import Telemetry
+from router.telemetry import Line, Telemetry, installed_version
+from router.tracing import open_tracing
+
+logger = logging.getLogger("m3_router.deploy")
 
 
 class Ingress:
@@ -27,33 +33,66 @@ class Ingress:
         logs.configure(config.log_level)
         self._config = config
         self._backend = HandleBackend(model)
+        context = serve.get_replica_context()
+        self._name = context.replica_id.unique_id
+        self._deployment, self._app = context.deployment, context.app_name
+        self._telemetry: Telemetry | None = None
+        self._admission: Admission | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """The app, once the model is there: only then can be seen whether an artefact fits it.
 
         Raises:
             KeysError: configured API keys cannot be read; the replica does not start.
+            TracingError: traces are configured and cannot be sent; the replica does not start.
             ArtifactError: a configured artefact is missing, broken or made for another model; the
                 replica does not start.
         """
         config = self._config
         access = Access.open(config.router.access, config.redis_url)
-        predictor = open_predictor(config, await self._backend.info())
-        admission = Admission(
+        tracing = open_tracing(config.router.telemetry, self._name)
+        info = await self._backend.info()
+        predictor = open_predictor(config, info)
+        admission = self._admission = Admission(
             config.router.load,
             config.router.planning_threads,
             ingresses=config.serve.ingress.replicas,
         )
-        service = self._service = RoutingService(
-            self._backend, predictor, config.router, admission=admission
-        )
-        name = serve.get_replica_context().replica_id.unique_id
-        telemetry, replicas = Telemetry({"ingress": name}), ReplicaMetrics(self._backend.stats)
+        service = RoutingService(self._backend, predictor, config.router, admission=admission)
+        replicas = ReplicaMetrics(self._backend.stats)
+        self._telemetry = telemetry = Telemetry({"ingress": self._name}, tracing)
+        everyone = AllIngresses(telemetry.exposed, self._ask_ingresses, self._name)
+        telemetry.show_instead(everyone)
         telemetry.registry.register(replicas)
-        return build_app(service, telemetry, access=access, before_scrape=replicas.refresh)
+
+        async def before_scrape() -> None:
+            await asyncio.gather(replicas.refresh(), everyone.refresh())
+
+        logger.info(
+            Line(
+                message="ingress ready",
+                ingress=self._name,
+                version=installed_version(),
+                model=info.name,
+                scales=info.ladder.scales,
+                predictor=service.predictor_version,
+                keys=config.router.access.keys != "none",
+                traces=tracing is not None,
+            )
+        )
+        return build_app(service, telemetry, access=access, before_scrape=before_scrape)
 
     async def stop(self) -> int:
         """Lets nobody in any more; gives the number of requests that are still to be answered."""
-        admission = self._service.admission
-        admission.stop()
-        return admission.in_flight
+        if self._admission is None:  # it never got so far
+            return 0
+        self._admission.stop()
+        return self._admission.in_flight
+
+    async def exposed(self) -> tuple[str, list[Metric]]:
+        """This replica's name and what it counts, for another one that is asked for all of it."""
+        return self._name, [] if self._telemetry is None else [*self._telemetry.exposed.collect()]
+
+    async def _ask_ingresses(self) -> dict[str, Exposed]:
+        ingresses = serve.get_deployment_handle(self._deployment, self._app)
+        return dict(await ingresses.broadcast("exposed").results_async())

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from deploy import proxy
 from deploy.announcement import ready_message
 from deploy.config import Config
 from deploy.orphans import none_left
@@ -188,6 +189,7 @@ def ray_session(config: Config, folder: Path, *, verbose: bool) -> Iterator[Path
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Leave CUDA_VISIBLE_DEVICES alone for processes that asked for no GPU.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault(proxy.VARIABLE, proxy.PATH)
     local = config.ray.address == "local"
     if local:
         # The name is historical: off means "not a cluster", and so loopback addresses, everywhere.

@@ -1,10 +1,12 @@
-"""What the model replicas count, shown among the ingress's own metrics."""
+"""What other processes count, shown among the ingress's own metrics: model replicas, and the other
+ingress replicas, so that a scrape shows all of the service whichever of them it reaches.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -75,3 +77,43 @@ class ReplicaMetrics(Collector):
                 for replica, stats in self.latest.items():
                     metric.add_metric([replica], value(stats))
                 yield metric
+
+
+Exposed = Sequence[Metric]  # what one ingress replica counts, labelled with its name
+
+
+class AllIngresses(Collector):
+    """What every ingress replica counts: this one now, the others when they were last asked.
+
+    Args:
+        own: of this replica.
+        ask: gives the metrics of every ingress replica, by its name.
+        name: this replica's.
+    """
+
+    def __init__(
+        self, own: Collector, ask: Callable[[], Awaitable[Mapping[str, Exposed]]], name: str
+    ) -> None:
+        self._own, self._ask, self._name = own, ask, name
+        self._others: list[Exposed] = []
+
+    async def refresh(self) -> None:
+        """Asks the others. Where they do not answer in time the last figures stand."""
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                told = await self._ask()
+        except Exception as error:
+            logger.warning("other ingress replicas did not report their metrics: %r", error)
+        else:
+            self._others = [exposed for name, exposed in told.items() if name != self._name]
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric once, with the series of all replicas."""
+        merged: dict[str, Metric] = {}
+        for exposed in ([*self._own.collect()], *self._others):
+            for metric in exposed:
+                whole = merged.setdefault(
+                    metric.name, Metric(metric.name, metric.documentation, metric.type, metric.unit)
+                )
+                whole.samples += metric.samples
+        yield from merged.values()

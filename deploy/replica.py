@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import AsyncIterator
 
 from ray import serve
@@ -12,6 +14,9 @@ from deploy.config import Config
 from m3_backend.errors import ServiceError
 from m3_backend.messages import Event, GenerationRequest, ModelInfo
 from m3_backend.stats import EngineStats
+from router.telemetry import Line
+
+logger = logging.getLogger("m3_router.deploy")
 
 
 class M3Replica:
@@ -29,7 +34,18 @@ class M3Replica:
         from deploy.engines import open_engine  # noqa: PLC0415 - loads torch
 
         self._name = serve.get_replica_context().replica_id.unique_id
+        began_s = time.monotonic()
         self._engine = open_engine(config, replica=self._name)
+        logger.info(
+            Line(
+                message="model ready",
+                replica=self._name,
+                model=self._engine.info.name,
+                identity=self._engine.info.identity,
+                max_context=self._engine.info.max_context,
+                took_s=round(time.monotonic() - began_s, 3),
+            )
+        )
 
     async def info(self) -> ModelInfo:
         return self._engine.info

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,12 @@ class Prediction:
     Args:
         p_success: calibrated probability of success per scale, coarse to fine.
         features: what it was predicted from, for the record; None if the predictor keeps none.
+        features_s: seconds that the features took; the rest of the call was the prediction.
     """
 
     p_success: tuple[float, ...]
     features: FeatureVector | None
+    features_s: float = 0.0
 
 
 class Predictor:
@@ -95,11 +98,13 @@ class Predictor:
         Raises:
             InvalidImageError: bytes that do not decode.
         """
+        began_s = perf_counter()
         vector = self._images.get(image, salt)
         features = extract(vector, question, self._artifact.projection)
+        features_s = perf_counter() - began_s
         raw = self._artifact.model.predict(features.values[None])
         p_success = self._artifact.calibration.apply(raw)[0]
-        return Prediction(tuple(p_success.tolist()), features)
+        return Prediction(tuple(p_success.tolist()), features, features_s)
 
     @property
     def regret_bounds(self) -> tuple[float, ...]:

@@ -135,6 +135,11 @@ class Access:
         keys = open_keys(config)
         return cls(keys, Limiter(None if keys is None else redis_url))
 
+    @property
+    def breaker_open(self) -> bool:
+        """Whether limits are counted without the Redis that is configured, after failures."""
+        return self._limiter.breaker_open
+
     async def admit(self, authorization: str | None) -> Caller:
         """Who presents this `Authorization` header. Raises InvalidKeyError."""
         if self._keys is None:

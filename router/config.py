@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 MIB = 1024 * 1024
 # A name, whose last label begins with a letter: URLs with addresses are never fetched.
 HOST_ENTRY = re.compile(r"(\*|(\*\.)?([a-z0-9_-]+\.)*[a-z][a-z0-9_-]*)(:[0-9]{1,5})?")
+COLLECTOR = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
 ORIGIN = re.compile(r"\*|https?://[a-z0-9.-]+(:[0-9]{1,5})?")
 
 
@@ -161,6 +162,35 @@ class LoadConfig(BaseModel):
     )
 
 
+class TelemetryConfig(BaseModel):
+    """What is told to others than the log and `/metrics`: traces, once a collector is named."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="Base URL of an OpenTelemetry collector that takes OTLP over HTTP, such as "
+        "`http://collector:4318`; spans go to `/v1/traces` there. No traces without one.",
+    )
+    sample_ratio: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of requests that are traced, of those whose client sends no "
+        "`traceparent`; where it does, its own choice holds.",
+    )
+    service_name: str = Field(
+        default="m3-router", min_length=1, description="`service.name` in traces."
+    )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _base_url(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not COLLECTOR.fullmatch(endpoint):
+            raise ValueError(f"{endpoint!r} is no base URL; write http://collector:4318")
+        return endpoint
+
+
 class RouterConfig(BaseModel):
     """The `router` section of the config file."""
 
@@ -170,6 +200,7 @@ class RouterConfig(BaseModel):
     images: ImageLimits = ImageLimits()
     access: AccessConfig = AccessConfig()
     load: LoadConfig = LoadConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     max_regret: float = Field(
         default=0.05,
         ge=0.0,

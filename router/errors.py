@@ -98,6 +98,17 @@ class ShuttingDownError(ServiceError):
         super().__init__("The service is being stopped; try again shortly.", retry_after_s=1.0)
 
 
+class NotReadyError(ServiceError):
+    """Requests would not be answered now, for the reason given. `/readyz` only."""
+
+    default_status = 503
+    default_code = Code.NOT_READY
+
+    def __init__(self, cause: Exception, retry_after_s: float) -> None:
+        said = cause.message if isinstance(cause, ServiceError) else "No replica answers in time."
+        super().__init__(f"Not ready; ask again. {said}", retry_after_s=retry_after_s)
+
+
 class ClientClosedRequestError(ServiceError):
     """The client went away. Nobody reads the answer; status and code are for logs and metrics."""
 

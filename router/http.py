@@ -21,10 +21,17 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_backend.errors import InvalidRequestError, ServiceError
+from router import readiness
 from router.access import Access, error_headers
 from router.admission import Admission
 from router.config import AccessConfig
-from router.errors import ClientClosedRequestError, Code, UnknownModelError, error_body
+from router.errors import (
+    ClientClosedRequestError,
+    Code,
+    NotReadyError,
+    UnknownModelError,
+    error_body,
+)
 from router.explain import REQUEST_ID_HEADER, headers
 from router.policy import model_names
 from router.responses import completion, explanation, route, routes, server_sent_events
@@ -45,6 +52,7 @@ READY_TIMEOUT_S = 5.0
 METRICS = "/metrics"
 OPEN_PATHS = {"/healthz", "/readyz"}  # for those who keep the service alive: no key is asked for
 OPERATORS_PATHS = {METRICS}  # what concerns all callers
+TRACE_CONTEXT = (b"traceparent", b"tracestate")
 OWNER = "m3-router"
 
 
@@ -68,7 +76,7 @@ def build_app(
     """The HTTP application. Closes `service` and `access` when it shuts down.
 
     Args:
-        telemetry: shared with whoever adds metrics of their own.
+        telemetry: shared with whoever adds metrics of their own; closed with the application.
         access: who is let in; None takes what `service` is configured with, and counts limits in
             this process alone.
         before_scrape: called when somebody may see the metrics, before they are collected.
@@ -78,6 +86,7 @@ def build_app(
     telemetry.show_pressure(lambda: service.admission.look().pressure)
     rules = service.config.access
     access = access or Access.open(rules)
+    telemetry.show(lambda: service.predictor_version, lambda: access.breaker_open)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -86,6 +95,7 @@ def build_app(
         watching.cancel()
         service.close()
         await access.close()
+        await asyncio.to_thread(telemetry.close)
 
     app = FastAPI(
         title="m3-router",
@@ -107,7 +117,7 @@ def build_app(
         app.add_exception_handler(kind, _on_error)
 
     _add_api(app, service, clock)
-    _add_operations(app, service, telemetry, before_scrape)
+    _add_operations(app, service, access, telemetry, before_scrape)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
@@ -167,6 +177,7 @@ def _add_api(app: FastAPI, service: RoutingService, clock: Callable[[], float]) 
 def _add_operations(
     app: FastAPI,
     service: RoutingService,
+    access: Access,
     telemetry: Telemetry,
     before_scrape: Callable[[], Awaitable[None]] | None,
 ) -> None:
@@ -178,28 +189,24 @@ def _add_operations(
         return {"status": "alive"}
 
     @app.get("/readyz")
-    async def readyz() -> dict[str, Any]:
+    async def readyz(request: Request) -> Response:
         """Whether requests would be answered now; for readiness probes."""
+        version = service.predictor_version
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                info = await service.ready()
+                replicas, info = await service.ready(), await service.info()
         except Exception as error:
-            raise ServiceError(
-                "No replica of the model answers; try again.",
-                status=503,
-                code=Code.NOT_READY,
-                retry_after_s=READY_TIMEOUT_S,
-            ) from error
-        return {
-            "status": "ready",
-            "model": info.name,
-            "scales": list(info.ladder.scales),
-            "predictor": service.predictor_version,
-        }
+            unready = NotReadyError(error, retry_after_s=READY_TIMEOUT_S)
+            shown = _trace(request).failed(unready)
+            told = readiness.components(None, version, access.breaker_open)
+            body = error_body(shown) | readiness.not_ready(error, told)
+            return JSONResponse(body, shown.status, error_headers(shown))
+        told = readiness.components(replicas, version, access.breaker_open)
+        return JSONResponse(readiness.ready(info, version, told))
 
     @app.get(METRICS, response_class=Response)
     async def metrics() -> Response:
-        """Prometheus metrics of this process."""
+        """Prometheus metrics of the service."""
         if before_scrape is not None:
             await before_scrape()
         return Response(telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
@@ -323,7 +330,7 @@ class _Tracing:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = Trace(uuid4().hex)
+        trace = Trace(uuid4().hex, parent=_trace_context(scope))
         scope.setdefault("state", {})["trace"] = trace
         # Ray Serve's proxy names every request itself and adds that name to the response.
         named_already = any(name == b"x-request-id" for name, _ in scope["headers"])
@@ -361,6 +368,15 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 def _error_response(error: ServiceError) -> Response:
     return JSONResponse(error_body(error), error.status, error_headers(error))
+
+
+def _trace_context(scope: Scope) -> dict[str, str]:
+    """The W3C trace context that the client sent."""
+    return {
+        name.decode(): value.decode("latin-1")
+        for name, value in scope["headers"]
+        if name in TRACE_CONTEXT
+    }
 
 
 def _trace(request: Request) -> Trace:

@@ -181,6 +181,11 @@ class Limiter:
             )
             self._script = self._client.register_script(SCRIPT)
 
+    @property
+    def breaker_open(self) -> bool:
+        """Whether there is a Redis and it is left alone."""
+        return self._client is not None and self._breaker.state == "open"
+
     async def take(
         self,
         account: str,

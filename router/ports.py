@@ -7,11 +7,28 @@ tests/fakes.py has one of each.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from m3_backend.messages import Event, GenerationRequest, ImageInput, ModelInfo
-from m3_backend.stats import EngineStats
+from m3_backend.stats import BreakerState, EngineStats
 from predictor.predictor import Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """Who answered just now.
+
+    Args:
+        answering: replicas that did; None while a busy one, which counts as there, keeps the
+            others' answers waiting.
+        asked: replicas that are known to be there.
+        redis: worst state of their breakers for the feature cache; None without a Redis.
+    """
+
+    answering: int | None = None
+    asked: int | None = None
+    redis: BreakerState | None = None
 
 
 class PredictorPort(Protocol):
@@ -42,7 +59,7 @@ class BackendPort(Protocol):
     async def info(self) -> ModelInfo:
         """What the model is. Cheap: cached after the first call."""
 
-    async def ping(self) -> None:
+    async def ping(self) -> Replicas:
         """Returns once a replica has answered just now; raises if none does. Never cached."""
 
     async def stats(self) -> Mapping[str, EngineStats]:

@@ -34,16 +34,16 @@ from m3_backend.messages import (
 )
 from m3_backend.pace import Line
 from m3_backend.scales import image_tokens
-from router.access import Caller
 from router.admission import Admission, Look, Ticket, bounds_under_load
 from router.config import RouterConfig
 from router.conversation import Conversation, read_conversation, read_images
 from router.errors import ShuttingDownError
 from router.policy import Decision, ImageCase, Limits, decide_under_load, limits_of
-from router.ports import BackendPort, PredictorPort
+from router.ports import BackendPort, PredictorPort, Replicas
 from router.remote_images import ImageFetcher
 from router.schemas import ChatRequest, chat_request, parse_batch, parse_chat_request
-from router.telemetry import Trace
+from router.stages import Stage, Stages
+from router.telemetry import Facts, Trace
 
 logger = logging.getLogger("m3_router.load")
 
@@ -164,14 +164,11 @@ class RoutingService:
         """The model behind the backend."""
         return await self._backend.info()
 
-    async def ready(self) -> ModelInfo:
-        """The same, once a replica has answered just now. Raises if none does, or the service is
-        being stopped.
-        """
+    async def ready(self) -> Replicas:
+        """The replicas that answer just now. Raises if none does, or the service is stopping."""
         if self.admission.stopped:
             raise ShuttingDownError
-        await self._backend.ping()
-        return await self._backend.info()
+        return await self._backend.ping()
 
     async def handle(self, body: bytes, trace: Trace) -> Answer:
         """Answers the chat request in `body`; returns once a replica has started on it.
@@ -195,6 +192,7 @@ class RoutingService:
         ticket.planned(line, trace.routing_s or 0.0)
         request = self._generation_request(plan, trace.request_id, deadline)
         charge = await trace.caller.take_tokens(self._most_tokens(plan))
+        trace.handed_s = trace.elapsed_s()
         events = charge.settled_by(self._until(deadline, self._backend.generate(request)))
         try:
             started = await anext(events, None)
@@ -230,6 +228,7 @@ class RoutingService:
         plan = await self._understand(read, info, trace, deadline, look)
         trace.stream = bool(plan.chat.stream)
         trace.decision, trace.predictor = plan.decision, plan.predictor
+        trace.asked = self._facts(plan)
         trace.routing_s = trace.elapsed_s() - began_s - trace.fetch_s
         return plan
 
@@ -243,7 +242,7 @@ class RoutingService:
         deadline = self._deadline()
         info = await self._backend.info()
         began_s = trace.elapsed_s()
-        documents = await self._off_loop(parse_batch, body, self.config.max_route_batch)
+        documents = await self._off_loop(trace.stages, self._parse_batch, body, trace.stages)
         await trace.caller.take_requests(len(documents) - 1)
         plans: list[Plan | ServiceError] = []
         for index, document in enumerate(documents):
@@ -266,11 +265,11 @@ class RoutingService:
         look: Look,
     ) -> Plan:
         """A decided plan, on planning threads but for what has to be fetched."""
-        plan = await self._off_loop(self._plan, read, info, trace, look)
+        plan = await self._off_loop(trace.stages, self._plan, read, info, trace, look)
         if isinstance(plan, Asked):
             deadline = self._callers_deadline(plan.chat, deadline)
             fetched = await self._fetch(plan.conversation, trace, deadline)
-            plan = await self._off_loop(self._decide, plan, info, trace.caller, fetched)
+            plan = await self._off_loop(trace.stages, self._decide, plan, info, trace, fetched)
         return plan
 
     def _deadline(self) -> float:
@@ -329,10 +328,21 @@ class RoutingService:
                     return
                 yield event
 
-    async def _off_loop(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """CPU work on a planning thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
+    async def _off_loop(
+        self, stages: Stages, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """CPU work on a planning thread, which it may have to wait for."""
+        submitted_s = stages.now()
+
+        def run() -> T:
+            stages.add(Stage.WAIT, submitted_s, stages.now())
+            return work(*args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+
+    def _parse_batch(self, body: bytes, stages: Stages) -> list[object]:
+        with stages.of(Stage.PARSE):
+            return parse_batch(body, self.config.max_route_batch)
 
     async def _fetch(
         self, conversation: Conversation, trace: Trace, deadline: float
@@ -343,7 +353,9 @@ class RoutingService:
         try:
             return await self._fetcher.fetch(conversation.remote(), deadline - self._clock())
         finally:
-            trace.fetch_s += trace.elapsed_s() - began_s
+            ended_s = trace.elapsed_s()
+            trace.fetch_s += ended_s - began_s
+            trace.fetch_extent = (trace.fetch_extent or (began_s, 0.0))[0], ended_s
 
     def _plan(
         self, read: Callable[[], ChatRequest], info: ModelInfo, trace: Trace, look: Look
@@ -351,45 +363,44 @@ class RoutingService:
         """All CPU work of routing in one go, on one thread; half of it if something has to be
         fetched in between.
         """
-        chat = read()
-        trace.priority = chat.m3.priority
-        look.require(chat.m3.priority, self.config.load)
-        limits = limits_of(chat.model, chat.m3, info.ladder, self.config.max_regret)
-        asked = Asked(chat, limits, look, read_conversation(chat.messages, self.config.images))
+        with trace.stages.of(Stage.PARSE):
+            chat = read()
+            trace.priority = chat.m3.priority
+            look.require(chat.m3.priority, self.config.load)
+            limits = limits_of(chat.model, chat.m3, info.ladder, self.config.max_regret)
+            asked = Asked(chat, limits, look, read_conversation(chat.messages, self.config.images))
         if self._fetcher is not None and asked.conversation.remote():
             return asked
-        return self._decide(asked, info, trace.caller)
+        return self._decide(asked, info, trace)
 
     def _decide(
         self,
         asked: Asked,
         info: ModelInfo,
-        caller: Caller,
+        trace: Trace,
         fetched: Mapping[str, bytes] | None = None,
     ) -> Plan:
         chat, conversation = asked.chat, asked.conversation
-        images = read_images(conversation, self.config.images, fetched)
-        salt = caller.cache_salt(chat.m3.cache_salt)
+        with trace.stages.of(Stage.IMAGES):
+            images = read_images(conversation, self.config.images, fetched)
+        salt = trace.caller.cache_salt(chat.m3.cache_salt)
+        predict = partial(self._predict, trace.stages, conversation.question, salt)
         cases = tuple(
             ImageCase(
                 tokens=_tokens_per_scale(info, image),
-                p_success=self._predict(image, conversation.question, salt, picture.param),
+                p_success=predict(image, picture.param),
                 detail=picture.detail,
             )
             for image, picture in zip(images, conversation.pictures, strict=True)
         )
         text_tokens = conversation.text_bytes() // TEXT_BYTES_PER_TOKEN
         cost_ms = _cost_of(info, text_tokens, len(images))
-        image_room = info.max_context - text_tokens - ANSWER_ROOM
-        decision = decide_under_load(
-            cases,
-            info.ladder,
-            asked.limits,
-            self._bounds(asked),
-            self._threshold,
-            cost_ms,
-            image_room,
-        )
+        room = info.max_context - text_tokens - ANSWER_ROOM
+        with trace.stages.of(Stage.DECIDE):
+            bounds = self._bounds(asked)
+            decision = decide_under_load(
+                cases, info.ladder, asked.limits, bounds, self._threshold, cost_ms, room
+            )
         return Plan(
             chat,
             conversation,
@@ -404,14 +415,19 @@ class RoutingService:
         )
 
     def _predict(
-        self, image: ImageInput, question: str, salt: str, param: str
+        self, stages: Stages, question: str, salt: str, image: ImageInput, param: str
     ) -> tuple[float, ...] | None:
         if self._predictor is None:
             return None
+        began_s = stages.now()
         try:
-            return self._predictor.predict(image, question, salt).p_success
+            prediction = self._predictor.predict(image, question, salt)
         except InvalidImageError as error:
+            stages.add(Stage.FEATURES, began_s, stages.now())
             raise InvalidImageError(error.message, param=param) from None
+        stages.add(Stage.FEATURES, began_s, began_s + prediction.features_s)
+        stages.add(Stage.PREDICT, began_s + prediction.features_s, stages.now())
+        return prediction.p_success
 
     def _threshold(self, max_regret: float) -> float | None:
         return None if self._predictor is None else self._predictor.threshold(max_regret)
@@ -433,6 +449,14 @@ class RoutingService:
         start_ms = costs.start_ms(prompt, len(plan.images))
         line = Line(1, start_ms, costs.hold_ms(answer, reported.slots_each))
         return line, start_ms + costs.hold_ms(answer, 1)
+
+    def _facts(self, plan: Plan) -> Facts:
+        return Facts(
+            model=plan.chat.model,
+            served=plan.info.name,
+            sampling=plan.chat.sampling(self.config.max_tokens),
+            finest_tokens=sum(case.tokens[-1] for case in plan.cases),
+        )
 
     def _most_tokens(self, plan: Plan) -> int:
         """What the request may take: its prompt, as estimated, and the longest answer."""

@@ -1,31 +1,44 @@
-"""What the service tells operators: Prometheus metrics and one log line per request.
+"""What the service tells operators: Prometheus metrics, one log line per request, and whatever else
+is told of each request that is over (router/spans.py).
 
-Neither holds the question, the answer or the image. Nothing here raises into a request.
+None of it holds the question, the answer or the image. Nothing here raises into a request.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from time import perf_counter
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from m3_backend.errors import ServiceError
-from m3_backend.messages import Delta, Event, Finished, Priority, Started
+from m3_backend.messages import Delta, Event, Finished, Priority, Sampling, Started
 from router.access import ANYBODY, Caller
 from router.errors import translate
 from router.policy import Decision
+from router.stages import Stages
 
-requests_log = logging.getLogger("m3_router.requests")  # one JSON object per line
+requests_log = logging.getLogger("m3_router.requests")  # one Line per request
 faults_log = logging.getLogger("m3_router.faults")  # what nobody foresaw, with its traceback
 
 OK = "ok"
 UNROUTED = "none"  # endpoint label of a request that no route took
+API = "/v1/"  # paths whose requests are logged and traced
+NONE = "none"  # version label of a predictor that is not there
+DISTRIBUTION = "m3-router"
+STAGE_BUCKETS_S = (
+    *(0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002),
+    *(0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0),
+)
 ROUTING_BUCKETS_S = (
     *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075),
     *(0.01, 0.02, 0.05, 0.1, 0.25, 1.0),
@@ -34,31 +47,74 @@ LATENCY_BUCKETS_S = (
     *(0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.35),
     *(0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
 )
+PHASE_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, *LATENCY_BUCKETS_S)
+TOKEN_BUCKETS_S = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03),
+    *(0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5),
+)
+
+
+class Line(dict[str, Any]):
+    """What one line of the log says, by field. As text it is one JSON object."""
+
+    def __str__(self) -> str:
+        return json.dumps(self, separators=(",", ":"), default=str)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a caller asked for, as far as it is nobody's secret.
+
+    Args:
+        model: as the caller names it; it exists.
+        served: the checkpoint.
+        finest_tokens: image tokens, had every image got the finest scale.
+    """
+
+    model: str
+    served: str
+    sampling: Sampling
+    finest_tokens: int
 
 
 @dataclass
 class Trace:
     """Who sent one HTTP request and what happened to it, filled in along its way.
 
-    Times are seconds on the injected monotonic timer. `routing_s` is the router's own work, so
-    without `fetch_s`, which is spent on remote images.
+    Times are seconds on the injected monotonic timer; points in time count from `arrived`.
+    `routing_s` is the router's own work, so without `fetch_s`, which is spent on remote images.
+
+    Args:
+        parent: W3C trace context that the client sent, by header.
+        wall_ns: Unix time of the arrival.
+        fetch_extent: when fetching of remote images began and ended.
+        handed_s, started_s: when it was handed over, and when a replica had started on it.
+        trace_id: of the distributed trace that it is part of, if it is one.
     """
 
     request_id: str
     caller: Caller = ANYBODY
     timer: Callable[[], float] = perf_counter
+    parent: Mapping[str, str] = field(default_factory=dict)
+    wall_ns: int = field(default_factory=time.time_ns)
+    stages: Stages = field(default_factory=Stages)
     endpoint: str = UNROUTED
     status: int = 200
     code: str = OK
     stream: bool = False
     decision: Decision | None = None
     predictor: str | None = None
+    asked: Facts | None = None
     routing_s: float | None = None
     fetch_s: float = 0.0
     priority: Priority = "interactive"
+    fetch_extent: tuple[float, float] | None = None
+    handed_s: float | None = None
     started: Started | None = None
+    started_s: float | None = None
     ttft_s: float | None = None
     finished: Finished | None = None
+    trace_id: str | None = None
     arrived: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,10 +129,33 @@ class Trace:
     def elapsed_s(self) -> float:
         return self.timer() - self.arrived
 
+    def phases(self) -> dict[str, float]:
+        """Seconds of what happened behind the router, in order, as far as it got.
+
+        `queue` is everything between hand-over and prefill that is not work: Serve's queue, the way
+        there, the replica's own queue.
+        """
+        if self.started is None or self.started_s is None or self.handed_s is None:
+            return {}
+        fetch_s, encode_s = self.started.fetch_ms / 1e3, self.started.encode_ms / 1e3
+        waited_s = max(self.started_s - self.handed_s - fetch_s - encode_s, 0.0)
+        phases = {"queue": waited_s, "fetch": fetch_s, "encode": encode_s}
+        if self.finished is not None:
+            phases["prefill"] = self.finished.prefill_ms / 1e3
+            phases["decode"] = self.finished.decode_ms / 1e3
+        return phases
+
+    @property
+    def tokens_saved(self) -> int:
+        """Image tokens in the prompt fewer than at the finest scale."""
+        if self.started is None or self.asked is None:
+            return 0
+        return self.asked.finest_tokens - sum(self.started.image_tokens)
+
     def saw(self, event: Event) -> None:
         """Takes from an event what metrics need."""
         if isinstance(event, Started):
-            self.started = event
+            self.started, self.started_s = event, self.elapsed_s()
         elif isinstance(event, Finished):
             self.finished = event
         elif isinstance(event, Delta) and self.ttft_s is None:
@@ -93,6 +172,15 @@ class Trace:
         if shown is not error and shown.status >= 500:
             faults_log.error("request %s failed", self.request_id, exc_info=error)
         return shown
+
+
+class Follower(Protocol):
+    """Hears of requests that are over; `router.spans.Tracing` makes spans of them."""
+
+    def follow(self, trace: Trace) -> None:
+        """Must neither block nor raise; may set `trace.trace_id`."""
+
+    def close(self) -> None: ...
 
 
 class _Labelled(Collector):
@@ -115,12 +203,19 @@ class Telemetry:
 
     Args:
         labels: put on every series of its own, to tell this process from others.
+        follower: told of every API request that is over, before it is logged.
     """
 
-    def __init__(self, labels: Mapping[str, str] | None = None) -> None:
-        own = CollectorRegistry()
+    def __init__(
+        self,
+        labels: Mapping[str, str] | None = None,
+        follower: Follower | None = None,
+    ) -> None:
+        self._follower = follower
+        self.own = own = CollectorRegistry()
+        self.exposed: Collector = _Labelled(own, labels or {})
         self.registry = CollectorRegistry()  # what is shown; others may add theirs
-        self.registry.register(_Labelled(own, labels or {}))
+        self.registry.register(self.exposed)
         self._requests = Counter(
             "m3_requests",
             "HTTP requests by endpoint and outcome; the code is 'ok' or the error's.",
@@ -129,14 +224,19 @@ class Telemetry:
         )
         self._decisions = Counter(
             "m3_decisions",
-            "Images by chosen scale and what settled it.",
-            ["endpoint", "scale", "reason"],
+            "Images by chosen scale, what settled it, and what became of the request.",
+            ["endpoint", "scale", "reason", "code"],
             registry=own,
         )
         self._tokens = Counter(
             "m3_tokens",
             "Tokens by kind: prompt (image tokens included), image, completion.",
             ["kind"],
+            registry=own,
+        )
+        self._saved = Counter(
+            "m3_image_tokens_saved",
+            "Image tokens in prompts fewer than at the finest scale.",
             registry=own,
         )
         self._cache = Counter(
@@ -157,6 +257,15 @@ class Telemetry:
             buckets=ROUTING_BUCKETS_S,
             registry=own,
         )
+        self._stages = Histogram(
+            "m3_routing_stage_seconds",
+            "Parts of the router's own work, all images of a request together: wait (for a "
+            "planning thread), parse, images (base64, digests, headers), features (decoding "
+            "included), predict, decide.",
+            ["stage"],
+            buckets=STAGE_BUCKETS_S,
+            registry=own,
+        )
         self._fetching = Histogram(
             "m3_image_fetch_seconds",
             "Fetching the remote images of a request, successful or not.",
@@ -167,6 +276,20 @@ class Telemetry:
             "m3_time_to_first_token_seconds",
             "From a request's arrival to its first token.",
             buckets=LATENCY_BUCKETS_S,
+            registry=own,
+        )
+        self._phases = Histogram(
+            "m3_phase_seconds",
+            "What happens behind the router: queue (all between hand-over and prefill that is no "
+            "work), fetch (features from caches), encode (vision tower), prefill, decode.",
+            ["phase"],
+            buckets=PHASE_BUCKETS_S,
+            registry=own,
+        )
+        self._per_token = Histogram(
+            "m3_time_per_output_token_seconds",
+            "Of an answer with at least two tokens, from the first to the last, by their number.",
+            buckets=TOKEN_BUCKETS_S,
             registry=own,
         )
         self._duration = Histogram(
@@ -195,6 +318,30 @@ class Telemetry:
         self._in_flight = Gauge(
             "m3_requests_in_flight", "HTTP requests being handled now.", registry=own
         )
+        self._limits_breaker = Gauge(
+            "m3_limits_redis_breaker_open",
+            "1 while limits are counted without Redis, which is left alone after failures.",
+            registry=own,
+        )
+        self._build = Gauge(
+            "m3_build_info",
+            "Always 1; the versions that run.",
+            ["version", "python"],
+            registry=own,
+        )
+        self._build.labels(installed_version(), platform.python_version()).set(1)
+        self._predictor = PredictorInfo()
+        own.register(self._predictor)
+
+    def show(self, predictor: Callable[[], str | None], limits_breaker: Callable[[], bool]) -> None:
+        """Where the gauges of the predictor's version and of the limits' Redis have it from."""
+        self._predictor.version = predictor
+        self._limits_breaker.set_function(limits_breaker)
+
+    def show_instead(self, all_of_us: Collector) -> None:
+        """Shows `all_of_us`, which includes `exposed`, where `exposed` alone was shown."""
+        self.registry.unregister(self.exposed)
+        self.registry.register(all_of_us)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -208,44 +355,94 @@ class Telemetry:
         self._in_flight.inc()
 
     def end(self, trace: Trace) -> None:
-        """Counts and logs a request that is over. Never raises."""
-        try:
-            self._in_flight.dec()
-            self._count(trace)
-            if trace.endpoint.startswith("/v1/"):
-                requests_log.info(_line(trace))
-        except Exception:
-            faults_log.exception("request %s could not be recorded", trace.request_id)
+        """Counts, traces and logs a request that is over. Never raises."""
+        self._in_flight.dec()
+        steps: list[Callable[[Trace], None]] = [self._count]
+        if trace.endpoint.startswith(API):
+            if self._follower is not None:
+                steps.append(self._follower.follow)
+            steps.append(_log)
+        for step in steps:
+            try:
+                step(trace)
+            except Exception:
+                faults_log.exception("request %s could not be recorded", trace.request_id)
+
+    def close(self) -> None:
+        """Sends off what is left to be told. Takes seconds at most; not for the event loop."""
+        if self._follower is not None:
+            self._follower.close()
+
+    def _count_load(self, trace: Trace) -> None:
+        if trace.decision is not None and trace.decision.loosened_from is not None:
+            self._loosened.inc()
+        if trace.code == "overloaded":
+            self._shed.labels(trace.priority).inc()
 
     def _count(self, trace: Trace) -> None:
+        self._count_load(trace)
         self._requests.labels(trace.endpoint, trace.status, trace.code).inc()
         self._duration.labels(trace.endpoint).observe(trace.elapsed_s())
         if trace.decision is not None:
             for image in trace.decision.images:
-                self._decisions.labels(trace.endpoint, image.scale, image.reason.value).inc()
+                self._decisions.labels(
+                    trace.endpoint, image.scale, image.reason.value, trace.code
+                ).inc()
         if trace.routing_s is not None:
             self._routing.observe(trace.routing_s)
+        for stage, took_s in trace.stages.totals().items():
+            self._stages.labels(stage.value).observe(took_s)
+        for phase, took_s in trace.phases().items():
+            self._phases.labels(phase).observe(took_s)
         if trace.fetch_s:
             self._fetching.observe(trace.fetch_s)
         if trace.started is not None:
             self._tokens.labels("prompt").inc(trace.started.prompt_tokens)
             self._tokens.labels("image").inc(sum(trace.started.image_tokens))
+            self._saved.inc(trace.tokens_saved)
             for level in trace.started.cache:
                 self._cache.labels(level).inc()
-        if trace.decision is not None and trace.decision.loosened_from is not None:
-            self._loosened.inc()
-        if trace.code == "overloaded":
-            self._shed.labels(trace.priority).inc()
         for part in trace.degraded:
             self._degraded.labels(part).inc()
         if trace.ttft_s is not None:
             self._ttft.observe(trace.ttft_s)
         if trace.finished is not None:
-            self._tokens.labels("completion").inc(trace.finished.completion_tokens)
+            tokens = trace.finished.completion_tokens
+            self._tokens.labels("completion").inc(tokens)
+            if tokens > 1:
+                self._per_token.observe(trace.finished.decode_ms / 1e3 / (tokens - 1))
 
 
-def _line(trace: Trace) -> str:
-    """One JSON object; fields that this request did not get to are left out."""
+class PredictorInfo(Collector):
+    """The predictor in use, as a label of a gauge that is always 1. It may change at any time."""
+
+    def __init__(self) -> None:
+        self.version: Callable[[], str | None] = lambda: None
+
+    def collect(self) -> Iterator[Metric]:
+        metric = GaugeMetricFamily(
+            "m3_predictor_info",
+            "Always 1; the predictor in use, `none` without one.",
+            labels=["version"],
+        )
+        metric.add_metric([self.version() or NONE], 1)
+        yield metric
+
+
+def _log(trace: Trace) -> None:
+    requests_log.info(_line(trace))
+
+
+def installed_version() -> str:
+    """Of this package."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:  # run from a folder that was never installed
+        return "unknown"
+
+
+def _line(trace: Trace) -> Line:
+    """Fields that this request did not get to are left out."""
     fields: dict[str, object] = {
         "request_id": trace.request_id,
         "endpoint": trace.endpoint,
@@ -254,8 +451,12 @@ def _line(trace: Trace) -> str:
         "stream": trace.stream,
         "total_ms": _ms(trace.elapsed_s()),
     }
+    if trace.trace_id is not None:
+        fields["trace_id"] = trace.trace_id
     if trace.caller.name is not None:
         fields["key"] = trace.caller.name
+    if trace.asked is not None:
+        fields["model"] = trace.asked.model
     if trace.fetch_s:
         fields["image_fetch_ms"] = _ms(trace.fetch_s)
     if trace.decision is not None:
@@ -270,6 +471,8 @@ def _line(trace: Trace) -> str:
         }
     if trace.routing_s is not None:
         fields["routing_ms"] = _ms(trace.routing_s)
+    if totals := trace.stages.totals():
+        fields["stages_ms"] = {stage.value: _ms(took_s) for stage, took_s in totals.items()}
     if trace.started is not None:
         fields |= {
             "cache": trace.started.cache,
@@ -277,6 +480,7 @@ def _line(trace: Trace) -> str:
             "replica": trace.started.replica,
             "prompt_tokens": trace.started.prompt_tokens,
             "image_tokens": sum(trace.started.image_tokens),
+            "image_tokens_saved": trace.tokens_saved,
             "queue_ms": trace.started.queue_ms,
             "fetch_ms": trace.started.fetch_ms,
             "encode_ms": trace.started.encode_ms,
@@ -290,7 +494,7 @@ def _line(trace: Trace) -> str:
             "prefill_ms": trace.finished.prefill_ms,
             "decode_ms": trace.finished.decode_ms,
         }
-    return json.dumps(fields, separators=(",", ":"))
+    return Line(fields)
 
 
 def _ms(seconds: float) -> float:

@@ -24,6 +24,7 @@ from m3_backend.messages import (
 from m3_backend.scales import ScaleLadder, image_tokens
 from m3_backend.stats import EngineStats
 from predictor.predictor import Prediction
+from router.ports import Replicas
 
 MODEL = ModelInfo(
     name="fake",
@@ -124,9 +125,10 @@ class FakeBackend:
     async def info(self) -> ModelInfo:
         return self._info
 
-    async def ping(self) -> None:
+    async def ping(self) -> Replicas:
         if self.ping_error is not None:
             raise self.ping_error
+        return Replicas(answering=2, asked=2, redis="closed")
 
     async def stats(self) -> dict[str, EngineStats]:
         return self.reports

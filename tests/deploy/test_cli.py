@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from m3_backend.errors import OverloadedError
@@ -49,7 +50,16 @@ def url() -> Iterator[str]:
 def test_help_names_every_command() -> None:
     shown = run("--help")
     assert shown.returncode == 0
-    for command in ("serve", "ask", "route", "verify", "version", "label", "train-predictor"):
+    for command in (
+        "serve",
+        "ask",
+        "route",
+        "verify",
+        "config",
+        "version",
+        "label",
+        "train-predictor",
+    ):
         assert f" {command} " in shown.stdout
 
 
@@ -146,3 +156,21 @@ def test_verify_of_something_else_is_one_line(tmp_path: Path) -> None:
     nothing = run("verify", tmp_path)
     assert nothing.returncode == 1
     assert str(tmp_path) in one_line(nothing)
+
+
+def test_config_prints_what_is_in_force_and_no_secret() -> None:
+    url = "redis://:hunter2@redis.internal:6379/0"
+    changes = ("serve.port=9000", f"cache.redis={url}", "cache.secret=hunter2")
+    shown = run("config", *(part for change in changes for part in ("--set", change)))
+    assert shown.returncode == 0, shown.stderr
+    assert "hunter2" not in shown.stdout
+    settings = yaml.safe_load(shown.stdout)
+    assert settings["serve"]["port"] == 9000
+    assert settings["cache"]["redis"] == "redis://***@redis.internal:6379/0"
+    assert settings["router"]["telemetry"]["otlp_endpoint"] is None
+
+
+def test_config_refuses_what_the_service_would_refuse() -> None:
+    refused = run("config", "--set", "serve.prot=9000")
+    assert refused.returncode == 2
+    assert "did you mean port?" in refused.stderr

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from io import BytesIO
 
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from deploy import logs
 from m3_backend.image_header import read_header
+from router.telemetry import Line, faults_log, requests_log
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +48,53 @@ def test_files_write_nothing_into_the_log() -> None:
 
 def test_our_own_loggers_are_heard(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("info")
-    logging.getLogger("m3_router.requests").info("a request")
+    logging.getLogger("m3_router.deploy").info("a %s", "word")
     logging.getLogger("m3_backend.engine").debug("a detail")
+    [line] = capsys.readouterr().err.splitlines()
+    said = json.loads(line)
+    assert datetime.fromisoformat(said.pop("time")).tzinfo == UTC
+    assert said == {"level": "info", "logger": "m3_router.deploy", "message": "a word"}
+
+
+def test_a_line_about_a_request_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    requests_log.info(Line(request_id="id", scale=[36]))
+    said = json.loads(capsys.readouterr().err)
+    assert (said["message"], said["request_id"], said["scale"]) == ("request", "id", [36])
+
+
+def fault() -> None:
+    try:
+        try:
+            raise KeyError("what she asked")
+        except KeyError as error:
+            raise ValueError("what he asked") from error
+    except ValueError as error:
+        faults_log.error("request %s failed", "id", exc_info=error)
+
+
+def test_a_fault_says_where_and_not_what_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    fault()
     written = capsys.readouterr().err
-    assert written.endswith("INFO m3_router.requests a request\n")
-    assert "a detail" not in written
+    said = json.loads(written)["exception"]
+    assert "asked" not in written
+    assert (said["type"], said["cause"]["type"]) == ("ValueError", "KeyError")
+    assert said["frames"][-1].startswith(__file__)
+    assert said["frames"][-1].endswith(" fault")
+
+
+def test_a_fault_is_quoted_while_somebody_debugs(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("debug")
+    fault()
+    assert json.loads(capsys.readouterr().err)["exception"]["text"] == "what he asked"
+
+
+def test_other_exceptions_say_what_they_are_about(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info")
+    try:
+        raise RuntimeError("the device is lost")
+    except RuntimeError:
+        logging.getLogger("m3_backend.engine").exception("a step failed")
+    said = json.loads(capsys.readouterr().err)
+    assert said["exception"]["text"] == "the device is lost"

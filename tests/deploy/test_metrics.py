@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
+
 import httpx
 
-from deploy.metrics import ReplicaMetrics
+from deploy.metrics import AllIngresses, Exposed, ReplicaMetrics
 from m3_backend.stats import CacheStats, EngineStats
 from router.config import RouterConfig
 from router.http import build_app
 from router.service import RoutingService
-from router.telemetry import Telemetry
+from router.telemetry import Telemetry, Trace
 from tests.fakes import FakeBackend
 
 
@@ -71,3 +73,60 @@ async def test_replicas_that_do_not_answer_leave_the_last_figures_standing() -> 
         answer = await client.get("/metrics")
     assert answer.status_code == 200
     assert 'm3_vision_encodings_total{replica="one"} 7.0' in answer.text
+
+
+def ingress(name: str, requests: int) -> Telemetry:
+    telemetry = Telemetry({"ingress": name})
+    for _ in range(requests):
+        telemetry.begin()
+        telemetry.end(Trace("id", endpoint="/readyz"))
+    return telemetry
+
+
+def scrape(
+    mine: Telemetry, ask: Callable[[], Awaitable[Mapping[str, Exposed]]]
+) -> tuple[AllIngresses, Callable[[], str]]:
+    everyone = AllIngresses(mine.exposed, ask, "one")
+    mine.show_instead(everyone)
+    return everyone, lambda: mine.exposition().decode()
+
+
+COUNTED = 'm3_requests_total{{code="ok",endpoint="/readyz",ingress="{}",status="200"}} {}'
+
+
+async def test_any_ingress_answers_for_all_of_them() -> None:
+    mine, other = ingress("one", 2), ingress("two", 5)
+
+    async def ask() -> dict[str, Exposed]:
+        stale = ingress("one", 1)
+        return {"one": [*stale.exposed.collect()], "two": [*other.exposed.collect()]}
+
+    everyone, shown = scrape(mine, ask)
+    await everyone.refresh()
+    text = shown()
+    assert COUNTED.format("one", "2.0") in text  # its own figures are the live ones
+    assert COUNTED.format("two", "5.0") in text
+    assert text.count("# TYPE m3_requests_total counter") == 1  # else no scraper takes it
+    assert shown() == text  # nothing adds up by looking
+
+
+async def test_an_ingress_that_is_gone_is_no_longer_shown_and_a_silent_one_is() -> None:
+    answers: list[dict[str, Exposed]] = [
+        {"two": [*ingress("two", 5).exposed.collect()]},
+        {},
+    ]
+
+    async def ask() -> dict[str, Exposed]:
+        if not answers:
+            raise ConnectionError
+        return answers.pop(0)
+
+    everyone, shown = scrape(ingress("one", 2), ask)
+    await everyone.refresh()
+    assert COUNTED.format("two", "5.0") in shown()
+    await everyone.refresh()
+    assert 'ingress="two"' not in shown()
+    answers.append({"two": [*ingress("two", 7).exposed.collect()]})
+    await everyone.refresh()
+    await everyone.refresh()  # nobody answers
+    assert COUNTED.format("two", "7.0") in shown()

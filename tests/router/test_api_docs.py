@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import get_args
 
 from fastapi.routing import APIRoute
-from prometheus_client import Counter
 
 from m3_backend import errors as backend_errors
 from m3_backend.errors import CheckpointError, ServiceError
@@ -29,7 +28,6 @@ from router.schemas import (
     ScaleOption,
     Timings,
 )
-from router.telemetry import Telemetry
 from tests.fakes import FakeBackend
 from tests.router.support import app_of
 
@@ -129,14 +127,3 @@ def test_endpoints() -> None:
     routes = [route for route in app_of(FakeBackend()).routes if isinstance(route, APIRoute)]
     written = {f"{method} {route.path}" for route in routes for method in route.methods or ()}
     assert table("method and path") == written | {"GET /openapi.json"}
-
-
-def test_metrics() -> None:
-    metrics = vars(Telemetry()).values()
-    names = {
-        f"{m._name}_total" if isinstance(m, Counter) else m._name
-        for m in metrics
-        if hasattr(m, "_name")
-    }
-    assert len(names) == 13
-    assert table("metric") == names

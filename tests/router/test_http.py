@@ -17,6 +17,7 @@ from m3_backend.errors import (
     OverloadedError,
 )
 from router.explain import REQUEST_ID_HEADER
+from router.stages import Stage
 from router.telemetry import Telemetry, Trace
 from tests.fakes import FakeBackend, FakePredictor
 from tests.router.support import (
@@ -400,10 +401,21 @@ async def test_probes() -> None:
             "model": "fake",
             "scales": [1, 9, 36, 144, 576],
             "predictor": "fake-1",
+            "components": {
+                "replicas": {"status": "ok", "answering": 2, "asked": 2},
+                "predictor": {"status": "ok", "version": "fake-1"},
+                "features_redis": {"breaker": "closed"},
+                "limits_redis": {"breaker": "closed"},
+            },
         }
-        backend.ping_error = BackendError("no replica")
+        backend.ping_error = BackendError("No replica.", code="backend_unavailable")
         unready = await client.get("/readyz")
-        assert (unready.status_code, unready.json()["error"]["code"]) == (503, "not_ready")
+        told = unready.json()
+        assert (unready.status_code, told["error"]["code"]) == (503, "not_ready")
+        assert told["error"]["message"].endswith("No replica.")
+        assert (told["status"], told["reason"]) == ("not_ready", "backend_unavailable")
+        assert told["components"]["replicas"] == {"status": "down", "answering": 0, "asked": None}
+        assert told["components"]["predictor"]["version"] == "fake-1"
         assert unready.headers["retry-after"] == "5"
         backend.ping_error = None
         assert (await client.get("/readyz")).status_code == 200
@@ -422,7 +434,8 @@ async def test_metrics() -> None:
         'm3_requests_total{code="ok",endpoint="/v1/chat/completions",status="200"} 3.0',
         f'm3_requests_total{{code="model_not_found",endpoint="{CHAT}",status="404"}} 1.0',
         'm3_requests_total{code="not_found",endpoint="none",status="404"} 1.0',
-        'm3_decisions_total{endpoint="/v1/chat/completions",reason="predicted",scale="36"} 3.0',
+        f'm3_decisions_total{{code="ok",endpoint="{CHAT}",reason="predicted",scale="36"}} 3.0',
+        "m3_image_tokens_saved_total 1620.0",  # 3 × (576 − 36)
         'm3_tokens_total{kind="image"} 108.0',
         'm3_tokens_total{kind="prompt"} 168.0',
         'm3_tokens_total{kind="completion"} 12.0',
@@ -430,11 +443,59 @@ async def test_metrics() -> None:
         'm3_image_features_total{cache="miss"} 1.0',
         "m3_routing_seconds_count 3.0",
         "m3_time_to_first_token_seconds_count 3.0",
+        "m3_time_per_output_token_seconds_sum 0.006",  # 3 × 6 ms ÷ (4 − 1)
+        'm3_routing_stage_seconds_count{stage="wait"} 4.0',
+        'm3_routing_stage_seconds_count{stage="parse"} 4.0',
+        'm3_routing_stage_seconds_count{stage="images"} 3.0',
+        'm3_routing_stage_seconds_count{stage="features"} 3.0',
+        'm3_routing_stage_seconds_count{stage="predict"} 3.0',
+        'm3_routing_stage_seconds_count{stage="decide"} 3.0',
+        'm3_routing_stage_seconds_bucket{le="5e-05",stage="decide"}',
+        'm3_phase_seconds_count{phase="queue"} 3.0',
+        'm3_phase_seconds_sum{phase="encode"} 0.03',
+        'm3_phase_seconds_sum{phase="decode"} 0.018',
+        'm3_predictor_info{version="fake-1"} 1.0',
+        "m3_limits_redis_breaker_open 0.0",
+        "m3_build_info{",
         'm3_request_seconds_count{endpoint="/v1/chat/completions"} 4.0',
         "m3_requests_in_flight 1.0",  # the scrape itself
     ):
         assert line in scraped
     assert 'm3_routing_seconds_bucket{le="0.0005"}' in scraped
+
+
+async def test_a_decision_counts_under_what_became_of_its_request() -> None:
+    backend = FakeBackend(error_after=(1, BackendError("gone")))
+    async with client_of(app_of(backend)) as client:
+        await client.post(CHAT, json=chat())
+        scraped = (await client.get("/metrics")).text
+    labels = f'code="backend_error",endpoint="{CHAT}",reason="no_predictor",scale="576"'
+    assert f"m3_decisions_total{{{labels}}} 1.0" in scraped
+    assert "m3_image_tokens_saved_total 0.0" in scraped
+    assert 'm3_phase_seconds_count{phase="encode"} 1.0' in scraped
+    assert "m3_time_per_output_token_seconds_count 0.0" in scraped
+
+
+async def test_labels_hold_nothing_that_a_caller_can_make_up() -> None:
+    """Else a caller could fill the memory of whatever scrapes."""
+    async with client_of(app_of(FakeBackend(), FakePredictor())) as client:
+        for n in range(3):
+            await client.post(CHAT, json=chat(model=f"made-up-{n}"))
+            await client.post(
+                CHAT, json=chat(user=f"made-up-{n}", m3={"cache_salt": f"made-up-{n}"})
+            )
+            await client.get(f"/v1/models/made-up-{n}")
+            await client.get(f"/made-up-{n}", headers={"x-request-id": f"made-up-{n}"})
+        assert "made-up" not in (await client.get("/metrics")).text
+
+
+async def test_a_new_predictor_shows_at_the_next_scrape() -> None:
+    predictor = FakePredictor()
+    async with client_of(app_of(FakeBackend(), predictor)) as client:
+        predictor.version = "fake-2"
+        assert 'm3_predictor_info{version="fake-2"} 1.0' in (await client.get("/metrics")).text
+    async with client_of(app_of(FakeBackend())) as client:
+        assert 'm3_predictor_info{version="none"} 1.0' in (await client.get("/metrics")).text
 
 
 def test_every_series_names_the_process_it_comes_from() -> None:
@@ -460,6 +521,8 @@ async def test_one_log_line_per_request_without_content(caplog: pytest.LogCaptur
     assert answered["endpoint"] == CHAT
     assert (answered["status"], answered["code"], answered["stream"]) == (200, "ok", False)
     assert (answered["scale"], answered["reason"]) == ([36], ["predicted"])
+    assert (answered["model"], answered["image_tokens_saved"]) == ("m3-auto", 540)
+    assert list(answered["stages_ms"]) == [stage.value for stage in Stage]
     assert answered["cache"] == ["miss"]
     assert answered["completion_tokens"] == 1
     assert (refused["status"], refused["code"]) == (400, "no_image")

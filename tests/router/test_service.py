@@ -67,7 +67,7 @@ async def test_the_answer_is_relayed_and_traced() -> None:
     assert trace.started is answer.started
     assert trace.finished is events[-1]
     assert trace.predictor == "fake-1"
-    assert (trace.routing_s, trace.ttft_s) == (1, 3)
+    assert (trace.routing_s, trace.handed_s, trace.started_s, trace.ttft_s) == (1, 3, 4, 5)
 
 
 async def test_every_image_is_predicted_for_the_last_question_under_the_salt() -> None:
