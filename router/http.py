@@ -121,11 +121,12 @@ def _add_api(app: FastAPI, service: RoutingService, clock: Callable[[], float]) 
 
         async def respond() -> Response:
             answer = await service.handle(body, trace)
-            decision_headers = headers(explanation(answer.plan, trace))
             if answer.plan.chat.stream:
+                decision_headers = headers(explanation(answer.plan, trace))
                 return EventStreamResponse(answer, created, decision_headers)
             async with aclosing(answer):
-                return _json(await completion(answer, created), decision_headers)
+                whole = await completion(answer, created)
+            return _json(whole, headers(whole.m3))
 
         return await until_disconnect(request.receive, respond())
 

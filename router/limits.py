@@ -278,8 +278,8 @@ class Charge:
         try:
             async with aclosing(events):
                 async for event in events:
-                    if isinstance(event, Started):
-                        prompt = event.prompt_tokens
+                    if isinstance(event, Started):  # perhaps once more, after a replica was lost
+                        prompt, answer = event.prompt_tokens, 0
                     elif isinstance(event, Delta):
                         answer += len(event.token_ids)
                     elif isinstance(event, Finished):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -22,9 +22,7 @@ from m3_backend.errors import (
     ServiceError,
 )
 from m3_backend.messages import (
-    Delta,
     Event,
-    Finished,
     GenerationRequest,
     ImageInput,
     ModelInfo,
@@ -37,6 +35,7 @@ from router.conversation import Conversation, read_conversation, read_images
 from router.policy import Decision, ImageCase, Limits, decide, limits_of
 from router.ports import BackendPort, PredictorPort
 from router.remote_images import ImageFetcher
+from router.retry import Retrying, says_something
 from router.schemas import ChatRequest, chat_request, parse_batch, parse_chat_request
 from router.telemetry import Trace
 
@@ -85,21 +84,38 @@ class Plan:
 
 
 class Answer:
-    """An answer that has started: iterate it to its Finished, or close it to cancel the request."""
+    """An answer that has started: iterate it to its Finished, or close it to cancel the request.
+
+    Args:
+        begun: its first events.
+        events: the others. A Started among them (only of answers that are sent whole) means that
+            another replica has begun the answer anew: forget what came before it.
+    """
 
     def __init__(
-        self, plan: Plan, started: Started, events: AsyncGenerator[Event, None], trace: Trace
+        self,
+        plan: Plan,
+        begun: Sequence[Event],
+        events: AsyncGenerator[Event, None],
+        trace: Trace,
     ) -> None:
         self.plan = plan
-        self.started = started
         self.trace = trace
+        self._begun = begun
         self._events = events
 
-    async def __aiter__(self) -> AsyncGenerator[Delta | Finished, None]:
+    @property
+    def started(self) -> Started:
+        """What the replica said that gives this answer."""
+        assert self.trace.started is not None
+        return self.trace.started
+
+    async def __aiter__(self) -> AsyncGenerator[Event, None]:
+        for event in self._begun:
+            yield event
         async for event in self._events:
             self.trace.saw(event)
-            if not isinstance(event, Started):
-                yield event
+            yield event
         if self.trace.finished is None:
             raise BackendError("The replica stopped in the middle of the answer; try again.")
 
@@ -129,6 +145,7 @@ class RoutingService:
         self._backend = backend
         self._predictor = predictor
         self._clock = clock
+        self._retrying = Retrying(config.max_attempts, clock)
         remote = config.images.remote
         if fetcher is None and remote.hosts:
             fetcher = ImageFetcher(remote, config.images.max_bytes)
@@ -149,7 +166,8 @@ class RoutingService:
         return await self._backend.info()
 
     async def handle(self, body: bytes, trace: Trace) -> Answer:
-        """Answers the chat request in `body`; returns once a replica has started on it.
+        """Answers the chat request in `body`; returns once a replica has started on it, and with a
+        stream once it has text to send.
 
         Raises:
             ServiceError: whatever is wrong with the request, or went wrong on its way.
@@ -158,16 +176,36 @@ class RoutingService:
         plan = await self.plan(body, trace, deadline)
         request = self._generation_request(plan, trace.request_id, deadline)
         charge = await trace.caller.take_tokens(self._most_tokens(plan))
-        events = charge.settled_by(self._until(deadline, self._backend.generate(request)))
+        events = charge.settled_by(
+            self._retrying.answer(
+                lambda: self._until(deadline, self._backend.generate(request)),
+                streamed=trace.stream,
+                deadline=deadline,
+                lost=trace.lost,
+            )
+        )
         try:
-            started = await anext(events, None)
-            if not isinstance(started, Started):
-                raise BackendError("The replica did not start on the request; try again.")
+            begun = await self._beginning(events, trace)
         except BaseException:
             await events.aclose()
             raise
-        trace.saw(started)
-        return Answer(plan, started, events, trace)
+        return Answer(plan, begun, events, trace)
+
+    async def _beginning(self, events: AsyncGenerator[Event, None], trace: Trace) -> list[Event]:
+        """The first events of the answer; of a stream up to its first text. Until then it may begin
+        anew elsewhere, and the headers must be those of the replica that gives it.
+        """
+        begun: list[Event] = []
+        async for event in events:
+            trace.saw(event)
+            if isinstance(event, Started):
+                begun.clear()
+            elif not begun:
+                break
+            begun.append(event)
+            if not trace.stream or says_something(event):
+                return begun
+        raise BackendError("The replica did not start on the request; try again.")
 
     async def plan(self, body: bytes, trace: Trace, deadline: float | None = None) -> Plan:
         """Understands the request and decides on it, without running the model.

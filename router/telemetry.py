@@ -55,6 +55,7 @@ class Trace:
     predictor: str | None = None
     routing_s: float | None = None
     fetch_s: float = 0.0
+    retries: int = 0
     started: Started | None = None
     ttft_s: float | None = None
     finished: Finished | None = None
@@ -74,12 +75,16 @@ class Trace:
 
     def saw(self, event: Event) -> None:
         """Takes from an event what metrics need."""
-        if isinstance(event, Started):
-            self.started = event
+        if isinstance(event, Started):  # perhaps once more, after a replica was lost
+            self.started, self.ttft_s = event, None
         elif isinstance(event, Finished):
             self.finished = event
         elif isinstance(event, Delta) and self.ttft_s is None:
             self.ttft_s = self.elapsed_s()
+
+    def lost(self) -> None:
+        """Notes that a replica failed the request, and that it goes to another one."""
+        self.retries += 1
 
     def failed(self, error: Exception) -> ServiceError:
         """Notes the outcome, also of a stream that had answered 200 before it broke.
@@ -150,6 +155,11 @@ class Telemetry:
             ["part"],
             registry=own,
         )
+        self._retries = Counter(
+            "m3_retries",
+            "Requests handed over once more, because their replica was lost.",
+            registry=own,
+        )
         self._routing = Histogram(
             "m3_routing_seconds",
             "The router's own work: parse, check images, predict, decide.",
@@ -204,6 +214,7 @@ class Telemetry:
                 self._decisions.labels(trace.endpoint, image.scale, image.reason.value).inc()
         if trace.routing_s is not None:
             self._routing.observe(trace.routing_s)
+        self._retries.inc(trace.retries)
         if trace.fetch_s:
             self._fetching.observe(trace.fetch_s)
         if trace.started is not None:
@@ -242,6 +253,8 @@ def _line(trace: Trace) -> str:
             "cost_ms": round(trace.decision.cost_ms, 3),
             "predictor": trace.predictor,
         }
+    if trace.retries:
+        fields["retries"] = trace.retries
     if trace.routing_s is not None:
         fields["routing_ms"] = _ms(trace.routing_s)
     if trace.started is not None:
