@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,7 +13,7 @@ from deploy import logs
 from deploy.backend import HandleBackend
 from deploy.config import Config
 from deploy.metrics import ReplicaMetrics
-from deploy.predictors import open_predictor
+from deploy.predictors import watch_predictor
 from router.access import Access
 from router.http import build_app
 from router.service import RoutingService
@@ -37,9 +38,16 @@ class Ingress:
         """
         config = self._config
         access = Access.open(config.router.access, config.redis_url)
-        predictor = open_predictor(config, await self._backend.info())
+        watch = watch_predictor(config, await self._backend.info())
+        predictor = None if watch is None else watch.predictor
         service = RoutingService(self._backend, predictor, config.router)
         name = serve.get_replica_context().replica_id.unique_id
         telemetry, replicas = Telemetry({"ingress": name}), ReplicaMetrics(self._backend.stats)
         telemetry.registry.register(replicas)
-        return build_app(service, telemetry, access=access, before_scrape=replicas.refresh)
+        return build_app(
+            service,
+            telemetry,
+            access=access,
+            before_scrape=replicas.refresh,
+            background=None if watch is None else partial(watch.keep, service, telemetry),
+        )

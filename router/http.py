@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar, cast
 from uuid import uuid4
@@ -62,6 +62,7 @@ def build_app(
     *,
     access: Access | None = None,
     before_scrape: Callable[[], Awaitable[None]] | None = None,
+    background: Callable[[], Coroutine[None, None, None]] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The HTTP application. Closes `service` and `access` when it shuts down.
@@ -71,6 +72,7 @@ def build_app(
         access: who is let in; None takes what `service` is configured with, and counts limits in
             this process alone.
         before_scrape: called when somebody may see the metrics, before they are collected.
+        background: runs while the application does.
         clock: Unix time in seconds, for `created`.
     """
     telemetry = telemetry or Telemetry()
@@ -79,7 +81,11 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        work = None if background is None else asyncio.create_task(background())
         yield
+        if work is not None:
+            work.cancel()
+            await asyncio.wait([work])
         service.close()
         await access.close()
 
@@ -192,6 +198,7 @@ def _add_operations(
             "model": info.name,
             "scales": list(info.ladder.scales),
             "predictor": service.predictor_version,
+            "predictor_refused": service.predictor_refused,
         }
 
     @app.get(METRICS, response_class=Response)

@@ -143,7 +143,7 @@ class RoutingService:
     ) -> None:
         self.config = config
         self._backend = backend
-        self._predictor = predictor
+        self.use(predictor)
         self._clock = clock
         self._retrying = Retrying(config.max_attempts, clock)
         remote = config.images.remote
@@ -151,6 +151,14 @@ class RoutingService:
             fetcher = ImageFetcher(remote, config.images.max_bytes)
         self._fetcher = fetcher
         self._threads = ThreadPoolExecutor(config.planning_threads, thread_name_prefix="plan")
+
+    def use(self, predictor: PredictorPort | None, *, refused: bool = False) -> None:
+        """Decides with this predictor from the next request on.
+
+        Args:
+            refused: a newer one is there and cannot be used.
+        """
+        self._predictor, self.predictor_refused = predictor, refused
 
     @property
     def predictor_version(self) -> str | None:
@@ -329,12 +337,13 @@ class RoutingService:
         fetched: Mapping[str, bytes] | None = None,
     ) -> Plan:
         chat, conversation = asked.chat, asked.conversation
+        predictor = self._predictor  # one for the whole request: it may be replaced meanwhile
         images = read_images(conversation, self.config.images, fetched)
         salt = caller.cache_salt(chat.m3.cache_salt)
         cases = tuple(
             ImageCase(
                 tokens=_tokens_per_scale(info, image),
-                p_success=self._predict(image, conversation.question, salt, picture.param),
+                p_success=_predict(predictor, image, conversation.question, salt, picture.param),
                 detail=picture.detail,
             )
             for image, picture in zip(images, conversation.pictures, strict=True)
@@ -342,7 +351,8 @@ class RoutingService:
         text_tokens = conversation.text_bytes() // TEXT_BYTES_PER_TOKEN
         cost_ms = _cost_of(info, text_tokens, len(images))
         image_room = info.max_context - text_tokens - ANSWER_ROOM
-        decision = decide(cases, info.ladder, asked.limits, self._threshold, cost_ms, image_room)
+        threshold = _no_threshold if predictor is None else predictor.threshold
+        decision = decide(cases, info.ladder, asked.limits, threshold, cost_ms, image_room)
         return Plan(
             chat,
             conversation,
@@ -353,21 +363,8 @@ class RoutingService:
             text_tokens,
             cost_ms,
             info,
-            self.predictor_version,
+            None if predictor is None else predictor.version,
         )
-
-    def _predict(
-        self, image: ImageInput, question: str, salt: str, param: str
-    ) -> tuple[float, ...] | None:
-        if self._predictor is None:
-            return None
-        try:
-            return self._predictor.predict(image, question, salt).p_success
-        except InvalidImageError as error:
-            raise InvalidImageError(error.message, param=param) from None
-
-    def _threshold(self, max_regret: float) -> float | None:
-        return None if self._predictor is None else self._predictor.threshold(max_regret)
 
     def _most_tokens(self, plan: Plan) -> int:
         """What the request may take: its prompt, as estimated, and the longest answer."""
@@ -387,6 +384,21 @@ class RoutingService:
             cache_salt=plan.salt,
             deadline=deadline,
         )
+
+
+def _predict(
+    predictor: PredictorPort | None, image: ImageInput, question: str, salt: str, param: str
+) -> tuple[float, ...] | None:
+    if predictor is None:
+        return None
+    try:
+        return predictor.predict(image, question, salt).p_success
+    except InvalidImageError as error:
+        raise InvalidImageError(error.message, param=param) from None
+
+
+def _no_threshold(_max_regret: float) -> None:
+    return None
 
 
 def _tokens_per_scale(info: ModelInfo, image: ImageInput) -> tuple[int, ...]:

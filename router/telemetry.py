@@ -185,6 +185,11 @@ class Telemetry:
             buckets=LATENCY_BUCKETS_S,
             registry=own,
         )
+        self.predictor_refused = Gauge(
+            "m3_predictor_refused",
+            "1 while a changed predictor cannot be used and the one before it stays.",
+            registry=own,
+        )
         self._in_flight = Gauge(
             "m3_requests_in_flight", "HTTP requests being handled now.", registry=own
         )

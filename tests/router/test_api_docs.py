@@ -137,5 +137,5 @@ def test_metrics() -> None:
         for m in metrics
         if hasattr(m, "_name")
     }
-    assert len(names) == 11
+    assert len(names) == 12
     assert table("metric") == names

@@ -399,6 +399,7 @@ async def test_probes() -> None:
             "model": "fake",
             "scales": [1, 9, 36, 144, 576],
             "predictor": "fake-1",
+            "predictor_refused": False,
         }
         backend.ping_error = BackendError("no replica")
         unready = await client.get("/readyz")
