@@ -226,7 +226,7 @@ class Limiter:
                 raise ValueError("not what the script answers")
         except redis.ResponseError:  # full or read-only: it still answers others
             return None
-        except (redis.RedisError, OSError, TimeoutError, ValueError, TypeError):
+        except Exception:  # damaged replies break the client's parser in many ways
             self._breaker.failed()
             return None
         self._breaker.succeeded()
