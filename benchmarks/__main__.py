@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import analyze, first_answer, frontier, guarantee, models, routing
+from benchmarks import analyze, chaos, first_answer, frontier, guarantee, models, routing
 
 BENCHMARKS = {
     "frontier": frontier.run,
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "routing": routing.run,
     "analyze": analyze.run,
     "first_answer": first_answer.run,
+    "chaos": chaos.run,
 }
 BY_DEFAULT = ("frontier", "routing", "analyze")
 
