@@ -6,6 +6,7 @@ import argparse
 
 from benchmarks import (
     analyze,
+    chaos,
     first_answer,
     frontier,
     guarantee,
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "analyze": analyze.run,
     "first_answer": first_answer.run,
     "overload": overload.run,
+    "chaos": chaos.run,
 }
 BY_DEFAULT = ("frontier", "routing", "analyze")
 

@@ -27,6 +27,9 @@ LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
 # fault; on one machine what failed once fails again.
 START_ATTEMPTS, START_ATTEMPTS_LOCAL = 3, 1
 DRAIN_LOOK_S = 0.2  # how often a replica that is being stopped looks whether it is done
+# Serve replaces a replica that died when it asks for its health the next time; it would ask every
+# ten seconds. (One that answers late is given half a minute all the same, and three chances.)
+HEALTH_PERIOD_S = 2
 
 
 class ServeArgs(BaseModel):
@@ -73,6 +76,7 @@ def application(config: Config) -> serve.Application:
         max_ongoing_requests=config.places_per_replica,
         max_queued_requests=model.max_queued_requests,
         max_constructor_retry_count=attempts,
+        health_check_period_s=HEALTH_PERIOD_S,
         logging_config=LOGGING,
         graceful_shutdown_wait_loop_s=DRAIN_LOOK_S,
         graceful_shutdown_timeout_s=config.serve.drain_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,7 +16,7 @@ from deploy import logs
 from deploy.backend import HandleBackend
 from deploy.config import Config
 from deploy.metrics import AllIngresses, Exposed, ReplicaMetrics
-from deploy.predictors import open_predictor
+from deploy.predictors import watch_predictor
 from router.access import Access
 from router.admission import Admission
 from router.http import build_app
@@ -52,7 +53,8 @@ class Ingress:
         access = Access.open(config.router.access, config.redis_url)
         tracing = open_tracing(config.router.telemetry, self._name)
         info = await self._backend.info()
-        predictor = open_predictor(config, info)
+        watch = watch_predictor(config, info)
+        predictor = None if watch is None else watch.predictor
         admission = self._admission = Admission(
             config.router.load,
             config.router.planning_threads,
@@ -80,7 +82,13 @@ class Ingress:
                 traces=tracing is not None,
             )
         )
-        return build_app(service, telemetry, access=access, before_scrape=before_scrape)
+        return build_app(
+            service,
+            telemetry,
+            access=access,
+            before_scrape=before_scrape,
+            background=None if watch is None else partial(watch.keep, service),
+        )
 
     async def stop(self) -> int:
         """Lets nobody in any more; gives the number of requests that are still to be answered."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import predictor
 from deploy.config import Config
 from m3_backend.messages import ModelInfo
 from predictor.predictor import Predictor
+from router.reload import PredictorWatch
 
 PACKAGED = Path(predictor.__file__).parent / "artifacts"
 
@@ -22,6 +24,19 @@ def find_artifact(config: Config) -> Path | None:
         # A checkpoint given by its path is not one of ours, whatever its folder is called.
         return packaged if Path(name).name == name and packaged.is_dir() else None
     return Path(config.predictor)
+
+
+def signature(config: Config) -> object:
+    """Changes when the artefact does: where it is, and its files' times, sizes and places.
+
+    Raises:
+        OSError: it is not there.
+    """
+    folder = find_artifact(config)
+    if folder is None:
+        return None
+    files = ((file.name, file.stat()) for file in folder.iterdir())
+    return folder.resolve(), sorted((n, s.st_mtime_ns, s.st_size, s.st_ino) for n, s in files)
 
 
 def load_predictor(config: Config) -> Predictor | None:
@@ -44,3 +59,20 @@ def open_predictor(config: Config, model: ModelInfo) -> Predictor | None:
     if loaded is not None:
         loaded.require_model(model)
     return loaded
+
+
+def watch_predictor(config: Config, model: ModelInfo) -> PredictorWatch | None:
+    """The configured predictor and what may follow it, or None to do without.
+
+    Raises:
+        ArtifactError: it is missing, broken, or was made for another model.
+    """
+    if find_artifact(config) is None:
+        return None
+
+    def read() -> Predictor:
+        opened = open_predictor(config, model)
+        assert opened is not None
+        return opened
+
+    return PredictorWatch(read, partial(signature, config))

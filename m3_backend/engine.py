@@ -275,7 +275,12 @@ class TorchEngine:
     def _submit(self, job: Job) -> None:
         with self._wake:
             if self._closing:
-                raise _shutting_down()
+                raise BackendError(
+                    "The replica is shutting down; send the request again.",
+                    code="replica_stopping",
+                    status=503,
+                    retry_after_s=1.0,
+                )
             if len(self._jobs) >= self._settings.max_batch + self._settings.max_waiting:
                 raise OverloadedError(
                     "Too many requests are waiting; retry later.", retry_after_s=self._backlog_s()
@@ -368,7 +373,8 @@ class TorchEngine:
             self._closing = True
             left = tuple(self._jobs)
         for job in left:
-            self._end(job, _shutting_down())
+            lost = "The replica shut down with this request on it; send the request again."
+            self._end(job, BackendError(lost, code="replica_lost", retry_after_s=1.0))
 
     def _collect(self) -> bool:
         """Wait for work, take in what arrived and drop what nobody waits for. False: stop."""
@@ -559,7 +565,3 @@ def _deliver(
         loop.call_soon_threadsafe(events.put_nowait, item)
     except RuntimeError:
         _log.debug("a caller's event loop closed before its request ended")
-
-
-def _shutting_down() -> BackendError:
-    return BackendError("The replica is shutting down; send the request again.")

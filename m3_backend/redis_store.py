@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 import redis
@@ -77,7 +76,7 @@ class RedisStore:
         future = self._readers.submit(self._fetch, candidates)
         try:
             found = future.result(timeout_s)
-        except (redis.RedisError, OSError, FutureTimeoutError) as error:
+        except Exception as error:  # damaged replies break the client's parser in many ways
             if not future.cancel():  # if it was still queued, Redis never saw it
                 self._failed()
             raise StoreUnavailableError from error
@@ -93,12 +92,18 @@ class RedisStore:
             if length == size:
                 # A range, so that a value that grew in between is not transferred whole either.
                 value: Any = self._client.getrange(_PREFIX + key, 0, size - 1)
+                if not isinstance(value, bytes):
+                    raise redis.InvalidResponse("not a string")
                 return index, value
         return None
 
     def store(self, key: bytes, make_value: Callable[[], bytes]) -> None:
-        """Write in the background; dropped while Redis is down or too many writes are pending."""
-        if not self.breaker.allows() or not self._writes.acquire(blocking=False):
+        """Write in the background; dropped while Redis is down or too many writes are pending.
+
+        Only reads tell that Redis is well again: one may be slow enough to fail every read, and
+        still take what is written.
+        """
+        if self.breaker.state != "closed" or not self._writes.acquire(blocking=False):
             return
         future = self._writers.submit(
             lambda: self._client.set(_PREFIX + key, make_value(), ex=self._ttl_s)
@@ -106,16 +111,13 @@ class RedisStore:
         future.add_done_callback(self._stored)
 
     def _stored(self, future: Future[Any]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            if isinstance(error, redis.ResponseError):
+                with self._lock:  # full or read-only: it still answers, so reads go on
+                    self.errors += 1
+            else:
+                self._failed()
         self._writes.release()
-        if future.cancelled():
-            return
-        if future.exception() is None:
-            self.breaker.succeeded()
-        elif isinstance(future.exception(), redis.ResponseError):
-            with self._lock:  # full or read-only: it still answers, so reads go on
-                self.errors += 1
-        else:
-            self._failed()
 
     def _failed(self) -> None:
         self.breaker.failed()

@@ -150,7 +150,8 @@ class Ticket:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._planning = True
-        self._line: Line | None = None
+        self._line = EMPTY
+        self._in_line = False
 
     def planned(self, line: Line, planning_s: float) -> None:
         """It is known what it will take, and it goes to a replica.
@@ -160,21 +161,30 @@ class Ticket:
         """
         self._admission.planning_took(planning_s)
         self._leave_planning()
-        self._line = line
-        self._admission.own += line
         self._admission.work.saw(line)
+        self._line = line
+        self._stand_in_line()
 
     def begun(self) -> None:
         """A replica has taken it up."""
-        if self._line is not None:
+        if self._in_line:
             self._admission.own -= self._line
-            self._line = None
+            self._in_line = False
+
+    def lost(self) -> None:
+        """That replica is gone, and the request goes to another one."""
+        self._stand_in_line()
 
     def close(self) -> None:
         """It is over, at whatever point."""
         self._leave_planning()
         self.begun()
         self._admission.closed(self)
+
+    def _stand_in_line(self) -> None:
+        if not self._in_line:
+            self._admission.own += self._line
+            self._in_line = True
 
     def _leave_planning(self) -> None:
         if self._planning:

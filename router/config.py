@@ -213,6 +213,12 @@ class RouterConfig(BaseModel):
     request_timeout_s: float = Field(
         default=120.0, gt=0.0, description="Deadline of a request, counted from its arrival."
     )
+    max_attempts: int = Field(
+        default=3,
+        gt=0,
+        description="Replicas that may be lost with one request of which nothing was sent yet, "
+        "before it fails.",
+    )
     max_route_batch: int = Field(
         default=64, gt=0, description="Requests in one body of `/v1/route/batch`."
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar, cast
 from uuid import uuid4
 
@@ -71,6 +72,7 @@ def build_app(
     *,
     access: Access | None = None,
     before_scrape: Callable[[], Awaitable[None]] | None = None,
+    background: Callable[[], Coroutine[None, None, None]] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The HTTP application. Closes `service` and `access` when it shuts down.
@@ -80,19 +82,28 @@ def build_app(
         access: who is let in; None takes what `service` is configured with, and counts limits in
             this process alone.
         before_scrape: called when somebody may see the metrics, before they are collected.
+        background: runs while the application does.
         clock: Unix time in seconds, for `created`.
     """
     telemetry = telemetry or Telemetry()
-    telemetry.show_pressure(lambda: service.admission.look().pressure)
     rules = service.config.access
     access = access or Access.open(rules)
-    telemetry.show(lambda: service.predictor_version, lambda: access.breaker_open)
+    telemetry.show(
+        predictor=lambda: service.predictor_version,
+        predictor_refused=lambda: service.predictor_refused,
+        limits_breaker=lambda: access.breaker_open,
+        pressure=lambda: service.admission.look().pressure,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(service.watch_load())
+        work = [asyncio.create_task(service.watch_load())]
+        if background is not None:
+            work.append(asyncio.create_task(background()))
         yield
-        watching.cancel()
+        for task in work:
+            task.cancel()
+        await asyncio.wait(work)
         service.close()
         await access.close()
         await asyncio.to_thread(telemetry.close)
@@ -135,11 +146,12 @@ def _add_api(app: FastAPI, service: RoutingService, clock: Callable[[], float]) 
 
         async def respond() -> Response:
             answer = await service.handle(body, trace)
-            decision_headers = headers(explanation(answer.plan, trace))
             if answer.plan.chat.stream:
+                decision_headers = headers(explanation(answer.plan, trace))
                 return EventStreamResponse(answer, created, decision_headers)
             async with aclosing(answer):
-                return _json(await completion(answer, created), decision_headers)
+                whole = await completion(answer, created)
+            return _json(whole, headers(whole.m3))
 
         return await until_disconnect(request.receive, respond())
 
@@ -191,18 +203,22 @@ def _add_operations(
     @app.get("/readyz")
     async def readyz(request: Request) -> Response:
         """Whether requests would be answered now; for readiness probes."""
-        version = service.predictor_version
+        components = partial(
+            readiness.components,
+            predictor=service.predictor_version,
+            predictor_refused=service.predictor_refused,
+            limits_breaker_open=access.breaker_open,
+        )
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 replicas, info = await service.ready(), await service.info()
         except Exception as error:
             unready = NotReadyError(error, retry_after_s=READY_TIMEOUT_S)
             shown = _trace(request).failed(unready)
-            told = readiness.components(None, version, access.breaker_open)
-            body = error_body(shown) | readiness.not_ready(error, told)
+            body = error_body(shown) | readiness.not_ready(error, components(None))
             return JSONResponse(body, shown.status, error_headers(shown))
-        told = readiness.components(replicas, version, access.breaker_open)
-        return JSONResponse(readiness.ready(info, version, told))
+        version = service.predictor_version
+        return JSONResponse(readiness.ready(info, version, components(replicas)))
 
     @app.get(METRICS, response_class=Response)
     async def metrics() -> Response:

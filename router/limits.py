@@ -231,7 +231,7 @@ class Limiter:
                 raise ValueError("not what the script answers")
         except redis.ResponseError:  # full or read-only: it still answers others
             return None
-        except (redis.RedisError, OSError, TimeoutError, ValueError, TypeError):
+        except Exception:  # damaged replies break the client's parser in many ways
             self._breaker.failed()
             return None
         self._breaker.succeeded()
@@ -283,8 +283,8 @@ class Charge:
         try:
             async with aclosing(events):
                 async for event in events:
-                    if isinstance(event, Started):
-                        prompt = event.prompt_tokens
+                    if isinstance(event, Started):  # perhaps once more, after a replica was lost
+                        prompt, answer = event.prompt_tokens, 0
                     elif isinstance(event, Delta):
                         answer += len(event.token_ids)
                     elif isinstance(event, Finished):

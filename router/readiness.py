@@ -14,13 +14,18 @@ from router.ports import Replicas
 
 
 def components(
-    replicas: Replicas | None, predictor: str | None, limits_breaker_open: bool
+    replicas: Replicas | None,
+    *,
+    predictor: str | None,
+    predictor_refused: bool,
+    limits_breaker_open: bool,
 ) -> dict[str, Any]:
     """The state of every part.
 
     Args:
         replicas: None if none answers.
         predictor: its version.
+        predictor_refused: a newer one is there and cannot be used.
     """
     alive = replicas or Replicas(answering=0)
     return {
@@ -29,7 +34,11 @@ def components(
             "answering": alive.answering,
             "asked": alive.asked,
         },
-        "predictor": {"status": "none" if predictor is None else "ok", "version": predictor},
+        "predictor": {
+            "status": "none" if predictor is None else "ok",
+            "version": predictor,
+            "refused": predictor_refused,
+        },
         "features_redis": {"breaker": alive.redis},
         "limits_redis": {"breaker": "open" if limits_breaker_open else "closed"},
     }

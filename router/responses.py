@@ -9,6 +9,7 @@ from m3_backend.errors import ServiceError
 from m3_backend.messages import Delta, Finished, Started, TokenLogprob
 from router.errors import error_body
 from router.explain import explain
+from router.retry import says_something
 from router.schemas import (
     AssistantMessage,
     ChatCompletion,
@@ -90,7 +91,10 @@ async def completion(answer: Answer, created: int) -> ChatCompletion:
     text: list[str] = []
     logprobs: list[TokenLogprob] = []
     async for event in answer:
-        if isinstance(event, Delta):
+        if isinstance(event, Started):  # perhaps once more: then the answer begins anew
+            text.clear()
+            logprobs.clear()
+        elif isinstance(event, Delta):
             text.append(event.text)
             logprobs.extend(event.logprobs)
         else:
@@ -134,7 +138,7 @@ async def server_sent_events(answer: Answer, created: int) -> AsyncGenerator[byt
                 yield chunk(end, explanation(answer.plan, trace))
                 if chat.include_usage():
                     yield _usage_event(answer, created, event)
-            elif event.text or (chat.logprobs and event.logprobs):
+            elif isinstance(event, Delta) and says_something(event):
                 logprobs = _logprobs(event.logprobs) if chat.logprobs else None
                 yield chunk(ChunkChoice(delta=ChunkDelta(content=event.text), logprobs=logprobs))
     except Exception as error:

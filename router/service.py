@@ -1,7 +1,9 @@
 """The whole story of a request: parse → look at the images → predict → decide → hand over.
 
-Before it the caller was let in (router/access.py); what the request may use is reserved between the
-decision and the hand-over, and settled when the answer ends.
+Before it the caller was let in (router/access.py) and the load looked at (router/admission.py),
+which the decision may follow. What the request may use is reserved between the decision and the
+hand-over, and settled when the answer ends. If its replica dies it is handed over once more
+(router/retry.py), still the same request: one place in the line, one reservation, one deadline.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -24,9 +26,7 @@ from m3_backend.errors import (
     ServiceError,
 )
 from m3_backend.messages import (
-    Delta,
     Event,
-    Finished,
     GenerationRequest,
     ImageInput,
     ModelInfo,
@@ -41,6 +41,7 @@ from router.errors import ShuttingDownError
 from router.policy import Decision, ImageCase, Limits, decide_under_load, limits_of
 from router.ports import BackendPort, PredictorPort, Replicas
 from router.remote_images import ImageFetcher
+from router.retry import Retrying, says_something
 from router.schemas import ChatRequest, chat_request, parse_batch, parse_chat_request
 from router.stages import Stage, Stages
 from router.telemetry import Facts, Trace
@@ -94,27 +95,39 @@ class Plan:
 
 
 class Answer:
-    """An answer that has started: iterate it to its Finished, or close it to cancel the request."""
+    """An answer that has started: iterate it to its Finished, or close it to cancel the request.
+
+    Args:
+        begun: its first events.
+        events: the others. A Started among them (only of answers that are sent whole) means that
+            another replica has begun the answer anew: forget what came before it.
+    """
 
     def __init__(
         self,
         plan: Plan,
-        started: Started,
+        begun: Sequence[Event],
         events: AsyncGenerator[Event, None],
         trace: Trace,
         ticket: Ticket,
     ) -> None:
         self.plan = plan
-        self.started = started
         self.trace = trace
+        self._begun = begun
         self._events = events
         self._ticket = ticket
 
-    async def __aiter__(self) -> AsyncGenerator[Delta | Finished, None]:
+    @property
+    def started(self) -> Started:
+        """What the replica said that gives this answer."""
+        assert self.trace.started is not None
+        return self.trace.started
+
+    async def __aiter__(self) -> AsyncGenerator[Event, None]:
+        for event in self._begun:
+            yield event
         async for event in self._events:
-            self.trace.saw(event)
-            if not isinstance(event, Started):
-                yield event
+            yield event
         if self.trace.finished is None:
             raise BackendError("The replica stopped in the middle of the answer; try again.")
 
@@ -148,13 +161,22 @@ class RoutingService:
         self.config = config
         self.admission = admission or Admission(config.load, config.planning_threads)
         self._backend = backend
-        self._predictor = predictor
+        self.use(predictor)
         self._clock = clock
+        self._retrying = Retrying(config.max_attempts, clock)
         remote = config.images.remote
         if fetcher is None and remote.hosts:
             fetcher = ImageFetcher(remote, config.images.max_bytes)
         self._fetcher = fetcher
         self._threads = ThreadPoolExecutor(config.planning_threads, thread_name_prefix="plan")
+
+    def use(self, predictor: PredictorPort | None, *, refused: bool = False) -> None:
+        """Decides with this predictor from the next request on.
+
+        Args:
+            refused: a newer one is there and cannot be used.
+        """
+        self._predictor, self.predictor_refused = predictor, refused
 
     @property
     def predictor_version(self) -> str | None:
@@ -171,7 +193,8 @@ class RoutingService:
         return await self._backend.ping()
 
     async def handle(self, body: bytes, trace: Trace) -> Answer:
-        """Answers the chat request in `body`; returns once a replica has started on it.
+        """Answers the chat request in `body`; returns once a replica has started on it, and with a
+        stream once it has text to send.
 
         Raises:
             ServiceError: whatever is wrong with the request, or went wrong on its way.
@@ -193,17 +216,19 @@ class RoutingService:
         request = self._generation_request(plan, trace.request_id, deadline)
         charge = await trace.caller.take_tokens(self._most_tokens(plan))
         trace.handed_s = trace.elapsed_s()
-        events = charge.settled_by(self._until(deadline, self._backend.generate(request)))
+        answering = self._retrying.answer(
+            lambda: self._until(deadline, self._backend.generate(request)),
+            streamed=trace.stream,
+            deadline=deadline,
+            lost=partial(_lost, trace, ticket),
+        )
+        events = _watched(charge.settled_by(answering), trace, ticket)
         try:
-            started = await anext(events, None)
-            if not isinstance(started, Started):
-                raise BackendError("The replica did not start on the request; try again.")
+            begun = await _beginning(events, streamed=trace.stream)
         except BaseException:
             await events.aclose()
             raise
-        ticket.begun()
-        trace.saw(started)
-        return Answer(plan, started, events, trace, ticket)
+        return Answer(plan, begun, events, trace, ticket)
 
     async def plan(
         self,
@@ -381,10 +406,11 @@ class RoutingService:
         fetched: Mapping[str, bytes] | None = None,
     ) -> Plan:
         chat, conversation = asked.chat, asked.conversation
+        predictor = self._predictor  # one for the whole request: it may be replaced meanwhile
         with trace.stages.of(Stage.IMAGES):
             images = read_images(conversation, self.config.images, fetched)
         salt = trace.caller.cache_salt(chat.m3.cache_salt)
-        predict = partial(self._predict, trace.stages, conversation.question, salt)
+        predict = partial(_predict, predictor, trace.stages, conversation.question, salt)
         cases = tuple(
             ImageCase(
                 tokens=_tokens_per_scale(info, image),
@@ -397,9 +423,10 @@ class RoutingService:
         cost_ms = _cost_of(info, text_tokens, len(images))
         room = info.max_context - text_tokens - ANSWER_ROOM
         with trace.stages.of(Stage.DECIDE):
-            bounds = self._bounds(asked)
+            bounds = self._bounds(predictor, asked)
+            threshold = _no_threshold if predictor is None else predictor.threshold
             decision = decide_under_load(
-                cases, info.ladder, asked.limits, bounds, self._threshold, cost_ms, room
+                cases, info.ladder, asked.limits, bounds, threshold, cost_ms, room
             )
         return Plan(
             chat,
@@ -411,33 +438,15 @@ class RoutingService:
             text_tokens,
             cost_ms,
             info,
-            self.predictor_version,
+            None if predictor is None else predictor.version,
         )
 
-    def _predict(
-        self, stages: Stages, question: str, salt: str, image: ImageInput, param: str
-    ) -> tuple[float, ...] | None:
-        if self._predictor is None:
-            return None
-        began_s = stages.now()
-        try:
-            prediction = self._predictor.predict(image, question, salt)
-        except InvalidImageError as error:
-            stages.add(Stage.FEATURES, began_s, stages.now())
-            raise InvalidImageError(error.message, param=param) from None
-        stages.add(Stage.FEATURES, began_s, began_s + prediction.features_s)
-        stages.add(Stage.PREDICT, began_s + prediction.features_s, stages.now())
-        return prediction.p_success
-
-    def _threshold(self, max_regret: float) -> float | None:
-        return None if self._predictor is None else self._predictor.threshold(max_regret)
-
-    def _bounds(self, asked: Asked) -> tuple[float, ...]:
+    def _bounds(self, predictor: PredictorPort | None, asked: Asked) -> tuple[float, ...]:
         """The bounds to decide by, strict to loose; what the caller has said stands alone."""
         own = asked.limits.max_regret
-        if self._predictor is None or not asked.limits.services_own:
+        if predictor is None or not asked.limits.services_own:
             return (own,)
-        certified = self._predictor.regret_bounds
+        certified = predictor.regret_bounds
         return bounds_under_load(own, certified, self.config.load, asked.look.held)
 
     def _work(self, plan: Plan) -> tuple[Line, float]:
@@ -477,6 +486,64 @@ class RoutingService:
             deadline=deadline,
             priority=plan.chat.m3.priority,
         )
+
+
+async def _watched(
+    events: AsyncGenerator[Event, None], trace: Trace, ticket: Ticket
+) -> AsyncGenerator[Event, None]:
+    """`events`, each of them noted before anybody acts on it."""
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Started):  # perhaps once more, after a replica was lost
+                ticket.begun()
+            trace.saw(event)
+            yield event
+
+
+def _lost(trace: Trace, ticket: Ticket) -> None:
+    trace.lost()
+    ticket.lost()
+
+
+async def _beginning(events: AsyncGenerator[Event, None], *, streamed: bool) -> list[Event]:
+    """The first events of the answer; of a stream up to its first text. Until then it may begin
+    anew elsewhere, and the headers must be those of the replica that gives it.
+    """
+    begun: list[Event] = []
+    async for event in events:
+        if isinstance(event, Started):
+            begun.clear()
+        elif not begun:
+            break
+        begun.append(event)
+        if not streamed or says_something(event):
+            return begun
+    raise BackendError("The replica did not start on the request; try again.")
+
+
+def _predict(
+    predictor: PredictorPort | None,
+    stages: Stages,
+    question: str,
+    salt: str,
+    image: ImageInput,
+    param: str,
+) -> tuple[float, ...] | None:
+    if predictor is None:
+        return None
+    began_s = stages.now()
+    try:
+        prediction = predictor.predict(image, question, salt)
+    except InvalidImageError as error:
+        stages.add(Stage.FEATURES, began_s, stages.now())
+        raise InvalidImageError(error.message, param=param) from None
+    stages.add(Stage.FEATURES, began_s, began_s + prediction.features_s)
+    stages.add(Stage.PREDICT, began_s + prediction.features_s, stages.now())
+    return prediction.p_success
+
+
+def _no_threshold(_max_regret: float) -> None:
+    return None
 
 
 def _tokens_per_scale(info: ModelInfo, image: ImageInput) -> tuple[int, ...]:

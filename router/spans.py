@@ -120,6 +120,8 @@ def attributes(trace: Trace) -> Attributes:
         found["gen_ai.provider.name"] = DISTRIBUTION
     if trace.degraded:
         found["m3.degraded"] = trace.degraded
+    if trace.retries:
+        found["m3.retries"] = trace.retries
     return found | _asked(trace) | _decided(trace) | _answered(trace)
 
 
@@ -154,6 +156,8 @@ def _decided(trace: Trace) -> Attributes:
         found["m3.p_sufficient"] = sufficient
     if trace.decision.max_regret is not None:
         found["m3.max_regret"] = trace.decision.max_regret
+    if trace.decision.loosened_from is not None:
+        found["m3.loosened_from"] = trace.decision.loosened_from
     if trace.predictor is not None:
         found["m3.predictor"] = trace.predictor
     return found

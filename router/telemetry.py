@@ -110,6 +110,7 @@ class Trace:
     priority: Priority = "interactive"
     fetch_extent: tuple[float, float] | None = None
     handed_s: float | None = None
+    retries: int = 0
     started: Started | None = None
     started_s: float | None = None
     ttft_s: float | None = None
@@ -154,12 +155,16 @@ class Trace:
 
     def saw(self, event: Event) -> None:
         """Takes from an event what metrics need."""
-        if isinstance(event, Started):
-            self.started, self.started_s = event, self.elapsed_s()
+        if isinstance(event, Started):  # perhaps once more, after a replica was lost
+            self.started, self.started_s, self.ttft_s = event, self.elapsed_s(), None
         elif isinstance(event, Finished):
             self.finished = event
         elif isinstance(event, Delta) and self.ttft_s is None:
             self.ttft_s = self.elapsed_s()
+
+    def lost(self) -> None:
+        """Notes that a replica failed the request, and that it goes to another one."""
+        self.retries += 1
 
     def failed(self, error: Exception) -> ServiceError:
         """Notes the outcome, also of a stream that had answered 200 before it broke.
@@ -251,6 +256,11 @@ class Telemetry:
             ["part"],
             registry=own,
         )
+        self._retries = Counter(
+            "m3_retries",
+            "Requests handed over once more, because their replica was lost.",
+            registry=own,
+        )
         self._routing = Histogram(
             "m3_routing_seconds",
             "The router's own work: parse, check images, predict, decide.",
@@ -315,6 +325,11 @@ class Telemetry:
             ["priority"],
             registry=own,
         )
+        self._predictor_refused = Gauge(
+            "m3_predictor_refused",
+            "1 while a changed predictor cannot be used and the one before it stays.",
+            registry=own,
+        )
         self._in_flight = Gauge(
             "m3_requests_in_flight", "HTTP requests being handled now.", registry=own
         )
@@ -333,10 +348,19 @@ class Telemetry:
         self._predictor = PredictorInfo()
         own.register(self._predictor)
 
-    def show(self, predictor: Callable[[], str | None], limits_breaker: Callable[[], bool]) -> None:
-        """Where the gauges of the predictor's version and of the limits' Redis have it from."""
+    def show(
+        self,
+        *,
+        predictor: Callable[[], str | None],
+        predictor_refused: Callable[[], bool],
+        limits_breaker: Callable[[], bool],
+        pressure: Callable[[], float],
+    ) -> None:
+        """Where the gauges of what changes by itself have their values from."""
         self._predictor.version = predictor
+        self._predictor_refused.set_function(predictor_refused)
         self._limits_breaker.set_function(limits_breaker)
+        self._pressure.set_function(pressure)
 
     def show_instead(self, all_of_us: Collector) -> None:
         """Shows `all_of_us`, which includes `exposed`, where `exposed` alone was shown."""
@@ -346,10 +370,6 @@ class Telemetry:
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
-
-    def show_pressure(self, pressure: Callable[[], float]) -> None:
-        """Where the gauge of pressure has its value from."""
-        self._pressure.set_function(pressure)
 
     def begin(self) -> None:
         self._in_flight.inc()
@@ -394,6 +414,7 @@ class Telemetry:
             self._stages.labels(stage.value).observe(took_s)
         for phase, took_s in trace.phases().items():
             self._phases.labels(phase).observe(took_s)
+        self._retries.inc(trace.retries)
         if trace.fetch_s:
             self._fetching.observe(trace.fetch_s)
         if trace.started is not None:
@@ -469,6 +490,8 @@ def _line(trace: Trace) -> Line:
             "cost_ms": round(trace.decision.cost_ms, 3),
             "predictor": trace.predictor,
         }
+    if trace.retries:
+        fields["retries"] = trace.retries
     if trace.routing_s is not None:
         fields["routing_ms"] = _ms(trace.routing_s)
     if totals := trace.stages.totals():

@@ -34,6 +34,10 @@ class RedisServer:
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url)
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2].partition("/")[0])
+
     def kill(self) -> None:
         """Ends it the hard way, as a crash would."""
         self.process.kill()
@@ -48,9 +52,9 @@ def unused_port() -> int:
     return port
 
 
-def start_redis(folder: Path) -> RedisServer:
+def start_redis(folder: Path, port: int | None = None) -> RedisServer:
     """Starts redis-server without persistence and returns once it answers."""
-    port = unused_port()
+    port = port or unused_port()
     process = subprocess.Popen(
         [
             "redis-server",

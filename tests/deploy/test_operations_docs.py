@@ -122,7 +122,12 @@ def test_fields_of_the_log() -> None:
 
 
 def test_components_of_readiness() -> None:
-    told = readiness.components(Replicas(1, 1, "closed"), "version", limits_breaker_open=False)
+    told = readiness.components(
+        Replicas(1, 1, "closed"),
+        predictor="version",
+        predictor_refused=False,
+        limits_breaker_open=False,
+    )
     assert words(table("component")) == set(told)
     rows = PAGE.partition("| component |")[2].split("\n\n")[0]
     assert all(f"`{name}`" in rows for part in told.values() for name in part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from deploy import predictors
 from deploy.config import load
-from deploy.predictors import find_artifact, open_predictor
+from deploy.predictors import find_artifact, open_predictor, watch_predictor
 from m3_backend.messages import ModelInfo
 from predictor import artifact as artifacts
 from predictor.errors import ArtifactError
@@ -75,3 +76,51 @@ def test_a_named_artefact_that_cannot_be_served_is_refused(
             (broken / file.name).write_bytes(file.read_bytes() + b" ")
     with pytest.raises(ArtifactError):
         open_predictor(load("local.yaml", {"predictor": str(broken)}), MODEL)
+
+
+def test_one_that_is_missing_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no predictor"):
+        watch_predictor(load("local.yaml", {"predictor": str(tmp_path / "gone")}), MODEL)
+
+
+async def test_a_newly_trained_one_is_taken_over_from_the_same_folder(
+    folder: Path, tmp_path: Path
+) -> None:
+    served, model = tmp_path / "served", model_of(folder)
+    shutil.copytree(folder, served)
+    watch = watch_predictor(load("local.yaml", {"predictor": str(served)}), model)
+    assert watch is not None
+    first = watch.predictor.version
+
+    async def now() -> tuple[bool, bool]:
+        """Whether another version than the first is in force, and whether one was refused."""
+        for _ in range(2):
+            await watch.look()
+        return watch.predictor.version != first, watch.refused
+
+    old, _ = artifacts.load(folder)
+    other = replace(old, source=replace(old.source, model_identity="f" * 64))
+    artifacts.save(other, served, "2026-01-02")
+    assert await now() == (False, True)  # sound, and made for another model
+    artifacts.save(replace(old, metrics={"auc": 0.5}), served, "2026-01-03")
+    assert await now() == (True, False)
+    for file in served.iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    assert await now() == (True, True)
+    shutil.rmtree(served)
+    assert await now() == (True, True)
+    shutil.copytree(folder, served)
+    assert await now() == (False, False)
+
+
+async def test_a_link_that_is_pointed_elsewhere_is_a_change(folder: Path, tmp_path: Path) -> None:
+    other, link = tmp_path / "other", tmp_path / "current"
+    artifacts.save(replace(artifacts.load(folder)[0], metrics={"auc": 0.5}), other, "2026-01-02")
+    link.symlink_to(folder)
+    watch = watch_predictor(load("local.yaml", {"predictor": str(link)}), model_of(folder))
+    assert watch is not None
+    link.unlink()
+    link.symlink_to(other)
+    for _ in range(2):
+        await watch.look()
+    assert watch.predictor.version == artifacts.load(other)[1]

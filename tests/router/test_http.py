@@ -403,7 +403,7 @@ async def test_probes() -> None:
             "predictor": "fake-1",
             "components": {
                 "replicas": {"status": "ok", "answering": 2, "asked": 2},
-                "predictor": {"status": "ok", "version": "fake-1"},
+                "predictor": {"status": "ok", "version": "fake-1", "refused": False},
                 "features_redis": {"breaker": "closed"},
                 "limits_redis": {"breaker": "closed"},
             },

@@ -16,7 +16,7 @@ from m3_backend.errors import (
     OverloadedError,
     ServiceError,
 )
-from m3_backend.messages import Delta, Finished, ImageSlot, Sampling, Turn, digest_of
+from m3_backend.messages import Delta, Finished, ImageSlot, Sampling, Started, Turn, digest_of
 from m3_backend.scales import Tiling
 from router.config import RouterConfig
 from router.remote_images import ImageFetcher
@@ -192,7 +192,7 @@ async def test_an_answer_that_stops_is_given_up_on_at_the_deadline() -> None:
     routing = RoutingService(backend, None, RouterConfig(request_timeout_s=30.0), clock=late)
     answer = await routing.handle(encoded(), Trace("id"))
     events = aiter(answer)
-    assert isinstance(await anext(events), Delta)
+    assert [type(await anext(events)) for _ in range(2)] == [Started, Delta]
     with pytest.raises(DeadlineExceededError):
         await anext(events)
     assert backend.closed.is_set()
