@@ -56,8 +56,9 @@ from scikit-learn, fonts from matplotlib. Nothing was downloaded.
 {stages}
 
 Recipe `{recipe}`, seed {seed}, on {hardware}; the machine was shared with other work, so the
-minutes are upper bounds. One command makes it again: `python -m m3_backend.training.train
---recipe {recipe}`.
+minutes are upper bounds. One command makes a model of the same kind: `python -m
+m3_backend.training.train --recipe {recipe}`. Not the same weights: the recipe grew while this model
+learned, and its earlier stages saw fewer questions and labels than they would now (docs/log.md).
 """
 
 
@@ -115,7 +116,7 @@ def card(
 
 def _learns(stage: Stage) -> str:
     if stage.kind == "dense":
-        return "vision tower, from class and colour labels under every patch"
+        return "vision tower, from labels under every patch"
     tower = "; vision tower slowly, from the dense labels" if stage.tower_rate else ""
     return "language model and projector" + tower
 
