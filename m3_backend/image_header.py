@@ -21,8 +21,8 @@ from PIL.PngImagePlugin import PngImageFile
 
 from m3_backend.errors import InvalidImageError
 
-# What a decoder does again for every one of them, and real files hold few. A JPEG of 50 million pixels
-# takes 15 ms for each scan, which may be 170 bytes long; blocks are stepped over one by one.
+# What a decoder does again for every one of them, and real files hold few. A JPEG of 50 million
+# pixels takes 15 ms for each scan, which may be 170 bytes long; blocks are stepped over one by one.
 MOST_SCANS = 100
 MOST_BLOCKS = 20_000
 
