@@ -98,6 +98,7 @@ def build_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to wherever the Host header says, and without TLS
         dependencies=[Depends(_Gate(access, rules))],
     )
     app.add_middleware(_Tracing, telemetry=telemetry)
@@ -240,7 +241,7 @@ async def read_body(request: Request, limit: int) -> bytes:
         code=Code.REQUEST_TOO_LARGE,
     )
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > limit):
         raise too_large
     body = bytearray()
     try:
