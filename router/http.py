@@ -32,6 +32,7 @@ from router.errors import (
     error_body,
 )
 from router.explain import REQUEST_ID_HEADER, headers
+from router.loop_lag import watched
 from router.policy import model_names
 from router.responses import completion, explanation, route, routes, server_sent_events
 from router.schemas import (
@@ -88,7 +89,8 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with watched(telemetry.loop_lagged):
+            yield
         service.close()
         await access.close()
         await asyncio.to_thread(telemetry.close)
