@@ -7,36 +7,24 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from deploy.config import load
-from deploy.engines import EngineBackend, open_engine
-from deploy.predictors import open_predictor
-from router.http import build_app
-from router.service import RoutingService
 from tests.hostile.corpus import CHAT, Case, corpus, encode, request
 from tests.hostile.judging import faults
-from tests.router.support import serving
+from tests.router.support import app_of, serving
 
 # Of one request, on a machine that has other things to do; a quiet one needs a tenth.
 LIMIT_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[str]:
-    config = load("local.yaml", {"cache.redis": "none"})
-    engine = open_engine(config, replica="tests")
-    try:
-        predictor = open_predictor(config, engine.info)
-        with serving(
-            build_app(RoutingService(EngineBackend(engine), predictor, config.router))
-        ) as url:
-            yield url
-    finally:
-        engine.close()
+def served(m3_tiny: Any) -> Iterator[str]:
+    with serving(app_of(m3_tiny, m3_tiny.predictor)) as url:
+        yield url
 
 
 def send(client: httpx.Client, case: Case) -> httpx.Response:
