@@ -2,9 +2,9 @@
 
 `python -m benchmarks.soak [--requests 20000]` starts the service with small caches, so that what
 grows is not what it was told to keep; sends the corpus of `tests/hostile` and cheap good requests,
-in a shuffled order from a seed; and compares the memory of the ingress and the replica after a
-tenth of them with the end. The report is `results/soak.json`; the exit status says whether it is as
-it has to be.
+in a shuffled order from a seed; and compares the memory of the ingress and the replica once all of
+the corpus has been sent, and at least a tenth of the requests, with the end. The report is
+`results/soak.json`; the exit status says whether it is as it has to be.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _soak(service: Service, requests: int, clients: int, seed: int) -> dict[str,
 
     order = mixed(requests, seed)
     memory: list[dict[str, float]] = []
-    warm_up = max(1, requests // 10)
+    warm_up = min(max(requests // 10, 2 * len(corpus(seed))), requests // 2)
     step = max(1, requests // SAMPLES)
     lag_before: dict[str, float] = {}
     began = time.monotonic()

@@ -460,10 +460,23 @@ class Route(BaseModel):
     m3: Explanation
 
 
-class RouteError(BaseModel):
-    """What is wrong with one request of a batch, in the usual shape."""
+class ErrorDetail(BaseModel):
+    """`param` names the field at fault, `code` is one of docs/api.md."""
 
-    error: dict[str, str | None]
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """What OpenAI's clients parse into their exceptions."""
+
+    error: ErrorDetail
+
+
+class RouteError(ErrorBody):
+    """What is wrong with one request of a batch, in the usual shape."""
 
 
 class RouteList(BaseModel):
