@@ -36,6 +36,7 @@ SETTINGS = ("cache.memory=8MiB", "cache.private_memory=16MiB", "log_level=warnin
 MOST_GROWTH = 0.10
 MOST_LAG_S = 0.1
 LIMIT_S = 60.0
+LARGE_EVERY = 100  # one that is as long as may be, nearly eight megabytes of noise
 SAMPLES = 40  # of memory, over the whole run
 
 
@@ -135,16 +136,19 @@ def _soak(service: Service, requests: int, clients: int, seed: int) -> dict[str,
 def mixed(requests: int, seed: int) -> Iterator[Case]:
     """Half of it good and new, half of it hostile, the whole corpus before any of it again."""
     chance = random.Random(seed)
+    large = [encode(chat(picture(n, side=1600), model="m3-1", max_tokens=2)) for n in range(4)]
     hostile: list[Case] = []
     for number in range(requests):
-        if number % 2:
+        if number % LARGE_EVERY == 1:
+            yield Case("large", (chance.choice(large),))
+        elif number % 2:
             body = chat(picture(number, side=48), model=chance.choice(("m3-1", "m3-9", "m3-auto")))
             yield Case("good", (encode(body | {"max_tokens": 2, "stream": number % 4 == 1}),))
-            continue
-        if not hostile:
-            hostile = corpus(seed)
-            chance.shuffle(hostile)
-        yield hostile.pop()
+        else:
+            if not hostile:
+                hostile = corpus(seed)
+                chance.shuffle(hostile)
+            yield hostile.pop()
 
 
 def resident_mb(pid: int) -> float:

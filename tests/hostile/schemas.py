@@ -54,7 +54,9 @@ class Documents:
     def _object(self, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         properties, required = schema.get("properties", {}), set(schema.get("required", ()))
         parts = {
-            name: self._likely.get(name, st.nothing()) | self.of(each)
+            name: st.one_of([*[self._likely[name]] * 4, self.of(each)])
+            if name in self._likely
+            else self.of(each)
             for name, each in properties.items()
         }
         optional = sorted(parts.keys() - required)

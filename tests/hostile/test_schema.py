@@ -19,7 +19,7 @@ from tests.fakes import FakeBackend, FakePredictor
 from tests.hostile.corpus import BATCH, CHAT, GOOD, ROUTE, Case
 from tests.hostile.judging import faults
 from tests.hostile.schemas import ANYTHING, Documents, is_json, spoiled
-from tests.router.support import app_of, client_of
+from tests.router.support import app_of, client_of, user
 
 EXAMPLES = os.environ.get("FUZZ_EXAMPLES")
 fuzzed = settings(
@@ -36,9 +36,11 @@ SCHEMAS = API["components"]["schemas"]
 AT_ODDS = {"max_completion_tokens", "stream_options", "top_logprobs", "messages"}
 OF_THE_REQUEST = {"invalid_request", "unsupported_parameter", "invalid_json"}
 
+QUESTION = user({"type": "image_url", "image_url": {"url": GOOD}}, "What is this?")
 documents = Documents(
     SCHEMAS,
     {
+        "messages": st.builds(lambda: [copy.deepcopy(QUESTION)]),
         "model": st.sampled_from(["m3-auto", "m3-1", "m3-576"]),
         "url": st.just(GOOD),
         "role": st.just("user"),
@@ -134,9 +136,7 @@ async def test_what_is_read_is_as_promised(path: str) -> None:
 
 
 async def test_a_stream_is_as_promised() -> None:
-    part = {"type": "image_url", "image_url": {"url": GOOD}}
-    content = [part, {"type": "text", "text": "What is this?"}]
-    document = {"model": "m3-1", "messages": [{"role": "user", "content": content}], "stream": True}
+    document = {"model": "m3-1", "messages": [QUESTION], "stream": True}
     assert (await post(CHAT, document)).headers["content-type"].startswith("text/event-stream")
 
 
