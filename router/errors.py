@@ -165,7 +165,7 @@ def _param(location: Sequence[int | str], document: object, *, missing: bool) ->
         if isinstance(step, int) and isinstance(document, list):
             path, document = f"{path}[{step}]", document[step]
         elif isinstance(document, dict) and step in document:
-            path, document = f"{path}.{step[:LONGEST_QUOTE]}", document[step]
+            path, document = f"{path}.{str(step)[:LONGEST_QUOTE]}", document[step]
         elif missing and depth == len(location) - 1:
             path = f"{path}.{step}"
     return path.removeprefix(".")
