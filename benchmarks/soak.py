@@ -27,7 +27,7 @@ import httpx
 from benchmarks.results import write
 from tests.conftest import unused_port
 from tests.e2e.pictures import chat, picture
-from tests.e2e.service import Service, sandbox, start
+from tests.e2e.service import Service, sandbox, start, until
 from tests.hostile.corpus import Case, corpus, encode
 from tests.hostile.judging import faults
 
@@ -64,7 +64,7 @@ def run(requests: int = 20_000, clients: int = 4, seed: int = 0) -> dict[str, An
 
 
 def _soak(service: Service, requests: int, clients: int, seed: int) -> dict[str, Any]:
-    processes = {role: service.child(name) for role, name in ROLES.items()}
+    processes = {role: found(service, name) for role, name in ROLES.items()}
     local = threading.local()
     outcomes: Counter[str] = Counter()
     wrong: dict[str, list[str]] = {}
@@ -89,8 +89,8 @@ def _soak(service: Service, requests: int, clients: int, seed: int) -> dict[str,
         took = time.monotonic() - began
         slowest[case.name] = max(took, slowest.get(case.name, 0.0))
         outcomes[str(response.status_code)] += 1
-        if found := faults(case, response):
-            wrong[case.name] = found
+        if said := faults(case, response):
+            wrong[case.name] = said
 
     order = mixed(requests, seed)
     memory: list[dict[str, float]] = []
@@ -129,8 +129,19 @@ def _soak(service: Service, requests: int, clients: int, seed: int) -> dict[str,
             name: round(slowest[name], 2)
             for name in sorted(slowest, key=slowest.__getitem__, reverse=True)[:10]
         },
-        "wrong": {name: found[:3] for name, found in sorted(wrong.items())},
+        "wrong": {name: said[:3] for name, said in sorted(wrong.items())},
     }
+
+
+def found(service: Service, name: str) -> int:
+    """The process of a deployment. Ray names its processes when they begin to work, not before."""
+
+    def matches() -> list[int]:
+        return [pid for pid, line in service.box.processes().items() if name in line]
+
+    if not until(lambda: len(matches()) == 1):
+        raise RuntimeError(f"not one process is {name}: {service.box.processes()}")
+    return matches()[0]
 
 
 def mixed(requests: int, seed: int) -> Iterator[Case]:
