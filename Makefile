@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PACKAGES := m3_backend predictor router deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format docs bench tiny clean
+.PHONY: help serve test check format docs bench fuzz soak tiny clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1|/' | column -t -s '|'
@@ -32,6 +32,12 @@ docs: $(INSTALLED) ## write the reference tables of docs/operations.md again, fr
 
 bench: $(INSTALLED) ## the benchmarks; results under benchmarks/results
 	$(BIN)/python -m benchmarks $(ARGS)
+
+fuzz: $(INSTALLED) ## random requests by /openapi.json, for minutes (FUZZ_EXAMPLES=N of each kind)
+	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),5000) $(BIN)/pytest tests/hostile/test_schema.py $(ARGS)
+
+soak: $(INSTALLED) ## 20,000 requests, half of them hostile, against the whole service: memory, event loop
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 tiny: $(INSTALLED) ## train m3-tiny from nothing into runs/tiny (hours on a CPU; stopped runs go on)
 	$(BIN)/python -m m3_backend.training.train --out runs/tiny $(ARGS)

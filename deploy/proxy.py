@@ -73,6 +73,8 @@ class ProxyErrors:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # Ray reads some of them as UTF-8, and fails with a 500 where one is anything else.
+        scope = {**scope, "headers": [(name, _utf8(value)) for name, value in scope["headers"]]}
         begun = replaced = False
 
         async def shaped(message: Message) -> None:
@@ -88,6 +90,10 @@ class ProxyErrors:
         await self._app(scope, receive, shaped)
         if not begun:  # the replica died: Ray says nothing
             await _answer(send, _gone())
+
+
+def _utf8(value: bytes) -> bytes:
+    return value.decode(errors="replace").encode()
 
 
 def _is_ours(start: Message) -> bool:

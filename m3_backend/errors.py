@@ -20,6 +20,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+LONGEST_QUOTE = 80
+
+
+def quoted(value: object) -> str:
+    """What somebody sent, as an error message may repeat it: printable, and never long."""
+    shown = repr(value)
+    return shown if len(shown) <= LONGEST_QUOTE else f"{shown[:LONGEST_QUOTE]}…"
+
 
 class ServiceError(Exception):
     """An error with a place in the API.
@@ -73,7 +81,7 @@ class InvalidScaleError(InvalidRequestError):
     def __init__(self, scale: object, valid: Iterable[int], *, param: str | None = None) -> None:
         names = ", ".join(str(s) for s in valid)
         super().__init__(
-            f"{scale!r} is not a token scale of this model; use one of {names}.", param=param
+            f"{quoted(scale)} is not a token scale of this model; use one of {names}.", param=param
         )
 
 

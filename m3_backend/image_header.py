@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from struct import unpack_from
+from typing import TypeVar
 
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
@@ -19,9 +21,15 @@ from PIL.PngImagePlugin import PngImageFile
 
 from m3_backend.errors import InvalidImageError
 
+# What a decoder does again for every one of them, and real files hold few. A JPEG of 50 million
+# pixels takes 15 ms for each scan, which may be 170 bytes long; blocks are stepped over one by one.
+MOST_SCANS = 100
+MOST_BLOCKS = 20_000
+
 TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
 
 _Size = tuple[int, int]
+_Block = TypeVar("_Block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +101,42 @@ def _with_pillow(reader: Callable[[BytesIO], Image.Image]) -> Callable[[bytes], 
     return read
 
 
+def _jpeg(data: bytes) -> tuple[_Size, int]:
+    """Pillow's header, of a file that no decoder has to work through for long."""
+    if data.count(b"\xff\xda") > MOST_SCANS:
+        raise ValueError("too many scans")
+    _bounded(_jpeg_segments(data))
+    return _with_pillow(JpegImageFile)(data)
+
+
+def _jpeg_segments(data: bytes) -> Iterator[int]:
+    """Where each segment before the first scan begins, and each byte that belongs to none."""
+    at = 2
+    while at + 4 <= len(data):
+        yield at
+        if data[at] != 0xFF or data[at + 1] in (0x00, 0xFF):
+            at += 1
+        elif data[at + 1] == 0xDA:
+            return
+        elif data[at + 1] == 0x01 or 0xD0 <= data[at + 1] <= 0xD9:  # markers that stand alone
+            at += 2
+        else:
+            at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+
+
+def _bounded(blocks: Iterator[_Block]) -> list[_Block]:
+    """All of them. Raises ValueError if there are more than any real file has."""
+    found = list(islice(blocks, MOST_BLOCKS + 1))
+    if len(found) > MOST_BLOCKS:
+        raise ValueError("too many blocks")
+    return found
+
+
 def _png(data: bytes) -> tuple[_Size, int]:
     """Pillow's header; EXIF may also stand behind the pixels (PNG, 3rd edition, 5.6)."""
+    chunks = _bounded(_png_chunks(data))
     size, orientation = _with_pillow(PngImageFile)(data)
-    blocks = [(start, length) for start, length, kind in _png_chunks(data) if kind == b"eXIf"]
+    blocks = [(start, length) for start, length, kind in chunks if kind == b"eXIf"]
     if blocks:  # one is allowed; a file may hold hundreds of thousands, and each takes its time
         start, length = blocks[-1]
         orientation = _orientation(_exif(data[start : start + length]))
@@ -120,11 +160,15 @@ def _gif(data: bytes) -> tuple[_Size, int]:
     flags, at = data[10], 13
     if flags & 0x80:  # a global colour table
         at += 3 << (flags & 7) + 1
+    blocks = 0
     while data[at] == 0x21:  # an extension: label, then sub-blocks up to an empty one
         at += 2
         while data[at]:
             at += data[at] + 1
         at += 1
+        blocks += 1
+        if blocks > MOST_BLOCKS:
+            raise ValueError("too many blocks")
     if data[at] != 0x2C:
         raise ValueError("no frame")
     screen_width, screen_height = unpack_from("<HH", data, 6)
@@ -153,13 +197,19 @@ def _webp(data: bytes) -> tuple[_Size, int]:
 
 
 def _webp_orientation(data: bytes) -> int:
+    for start, length, kind in _bounded(_webp_chunks(data)):
+        if kind == b"EXIF":
+            return _orientation(_exif(data[start : start + length]))
+    return 1
+
+
+def _webp_chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Start and length of every chunk's content, and its type."""
     at = 12
     while at + 8 <= len(data):
         length = int.from_bytes(data[at + 4 : at + 8], "little")
-        if data[at : at + 4] == b"EXIF":
-            return _orientation(_exif(data[at + 8 : at + 8 + length]))
+        yield at + 8, length, data[at : at + 4]
         at += 8 + length + length % 2
-    return 1
 
 
 def _exif(block: bytes) -> Image.Exif:
@@ -174,7 +224,7 @@ def _orientation(exif: Image.Exif) -> int:
 
 
 _FORMATS = (
-    _Format("JPEG", b"\xff\xd8\xff", _with_pillow(JpegImageFile)),
+    _Format("JPEG", b"\xff\xd8\xff", _jpeg),
     _Format("PNG", b"\x89PNG\r\n\x1a\n", _png),
     _Format("WEBP", b"RIFF", _webp, infix=b"WEBP"),
     _Format("GIF", b"GIF87a", _gif),

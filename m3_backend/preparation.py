@@ -31,11 +31,21 @@ class Preparation:
 
         Raises:
             InvalidRequestError: turns that make no prompt.
+            ContextLengthError: a text so long that its tokens need not be counted. A tokenizer
+                holds the interpreter while it works, two seconds for a megabyte, and the requests
+                that are being answered would stand still.
         """
         tokenizer = self._checkpoint.tokenizer
         if tokenizer is None:
             raise BackendError("This checkpoint has no tokenizer and cannot take conversations.")
-        return tokenizer.prompt(self._checkpoint.template.render(request.turns))
+        parts = self._checkpoint.template.render(request.turns)
+        fewest = tokenizer.fewest_tokens(parts)
+        if fewest >= self._context:
+            raise ContextLengthError(
+                f"The text takes at least {fewest} tokens; prompt and answer may take "
+                f"{self._context} together. Shorten it."
+            )
+        return tokenizer.prompt(parts)
 
     def measure(self, work: Work) -> tuple[Prompt, tuple[int, ...], int]:
         """Prompt, tokens per image and room for the answer: all that can be refused without work.

@@ -109,6 +109,7 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         self._special = {token for token, entry in added.items() if entry.special}
         self._special.update(tokenizer.all_special_ids)
+        self._longest = max(map(len, self._backend.get_vocab()))
 
     def encode(self, text: str) -> list[int]:
         """Ordinary tokens only: the spelling of a special token is cut up like any other text."""
@@ -138,6 +139,10 @@ class Tokenizer:
         """One token by itself, special ones by name."""
         text: str = self._backend.decode([token], skip_special_tokens=False)
         return text
+
+    def fewest_tokens(self, parts: Sequence[Part]) -> int:
+        """What `parts` take at least, without tokenising: as if all were the longest token."""
+        return sum(len(part) for part in parts if isinstance(part, str)) // self._longest
 
     def prompt(self, parts: Sequence[Part]) -> Prompt:
         """Tokenise what `PromptTemplate.render` gives."""

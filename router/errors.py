@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from m3_backend.errors import InvalidRequestError, ServiceError
+from m3_backend.errors import LONGEST_QUOTE, InvalidRequestError, ServiceError, quoted
 
 
 class Code(StrEnum):
@@ -60,7 +60,7 @@ class UnknownModelError(InvalidRequestError):
 
     def __init__(self, model: str, valid: Iterable[str]) -> None:
         super().__init__(
-            f"There is no model {model!r}; use one of {', '.join(valid)}.", param="model"
+            f"There is no model {quoted(model)}; use one of {', '.join(valid)}.", param="model"
         )
 
 
@@ -153,7 +153,7 @@ def from_validation(error: ValidationError, document: object) -> InvalidRequestE
     param = _param(first["loc"], document, missing=first["type"] == "missing")
     if first["type"] == "extra_forbidden":
         return InvalidRequestError(
-            f"{param!r} is not supported; leave it out.",
+            f"{quoted(param)} is not supported; leave it out.",
             code=Code.UNSUPPORTED_PARAMETER,
             param=param,
         )
@@ -167,7 +167,7 @@ def from_validation(error: ValidationError, document: object) -> InvalidRequestE
         return InvalidRequestError("The request body must be a JSON object.")
     # Pydantic names the Python class there.
     said = "Input should be an object" if first["type"] == "model_type" else first["msg"]
-    return InvalidRequestError(f"{param!r} is not valid: {said}.", param=param)
+    return InvalidRequestError(f"{quoted(param)} is not valid: {said}.", param=param)
 
 
 def _param(location: Sequence[int | str], document: object, *, missing: bool) -> str:
@@ -177,7 +177,7 @@ def _param(location: Sequence[int | str], document: object, *, missing: bool) ->
         if isinstance(step, int) and isinstance(document, list):
             path, document = f"{path}[{step}]", document[step]
         elif isinstance(document, dict) and step in document:
-            path, document = f"{path}.{step}", document[step]
+            path, document = f"{path}.{str(step)[:LONGEST_QUOTE]}", document[step]
         elif missing and depth == len(location) - 1:
             path = f"{path}.{step}"
     return path.removeprefix(".")

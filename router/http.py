@@ -34,11 +34,18 @@ from router.errors import (
     error_body,
 )
 from router.explain import REQUEST_ID_HEADER, headers
+from router.loop_lag import watched
 from router.policy import model_names
 from router.responses import completion, explanation, route, routes, server_sent_events
 from router.schemas import (
+    IGNORED,
+    IGNORED_OF_PART,
+    NEUTRAL_VALUES,
+    NEUTRAL_VALUES_OF_MESSAGE,
+    NEUTRAL_VALUES_OF_STREAM,
     ChatCompletion,
     ChatRequest,
+    ErrorBody,
     ModelCard,
     ModelList,
     Route,
@@ -100,7 +107,8 @@ def build_app(
         work = [asyncio.create_task(service.watch_load())]
         if background is not None:
             work.append(asyncio.create_task(background()))
-        yield
+        async with watched(telemetry.loop_lagged):
+            yield
         for task in work:
             task.cancel()
         await asyncio.wait(work)
@@ -114,6 +122,8 @@ def build_app(
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(_Gate(access, rules, service.admission))],
+        redirect_slashes=False,  # to wherever the Host header says, and without TLS
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     app.add_middleware(_Tracing, telemetry=telemetry)
     if rules.cors_origins:  # outside everything else, so that pages can read errors too
@@ -137,7 +147,12 @@ def _add_api(app: FastAPI, service: RoutingService, clock: Callable[[], float]) 
     """What OpenAI's clients use, and `/v1/route`."""
     born = int(clock())
 
-    @app.post("/v1/chat/completions", response_model=ChatCompletion, openapi_extra=CHAT_BODY)
+    @app.post(
+        "/v1/chat/completions",
+        response_model=ChatCompletion,
+        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        openapi_extra=CHAT_BODY,
+    )
     async def chat_completions(request: Request) -> Response:
         """Answers a question about images at the smallest sufficient token scale."""
         trace = _trace(request)
@@ -220,7 +235,11 @@ def _add_operations(
         version = service.predictor_version
         return JSONResponse(readiness.ready(info, version, components(replicas)))
 
-    @app.get(METRICS, response_class=Response)
+    @app.get(
+        METRICS,
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
     async def metrics() -> Response:
         """Prometheus metrics of the service."""
         if before_scrape is not None:
@@ -264,7 +283,7 @@ async def read_body(request: Request, limit: int) -> bytes:
         code=Code.REQUEST_TOO_LARGE,
     )
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > limit):
         raise too_large
     body = bytearray()
     try:
@@ -414,9 +433,29 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         [(ChatRequest, "validation"), (RouteBatch, "validation")],
         ref_template="#/components/schemas/{model}",
     )
-    chats = {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/ChatRequest"}}
-    schemas["$defs"]["RouteBatch"]["properties"]["requests"] = chats
+    requests = schemas["$defs"]["RouteBatch"]["properties"]["requests"]
+    requests["items"] = {"$ref": "#/components/schemas/ChatRequest"}
+    _add_options_that_ask_for_nothing(schemas["$defs"])
     document["components"]["schemas"] |= schemas["$defs"]
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which nobody gets
+        document["components"]["schemas"].pop(name, None)
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{}, {"key": []}]  # only where keys are configured
     return document
+
+
+def _add_options_that_ask_for_nothing(schemas: dict[str, Any]) -> None:
+    """OpenAI's options that are accepted at some values only, or whatever they say."""
+    for schema, values, ignored in (
+        ("ChatRequest", NEUTRAL_VALUES, IGNORED),
+        ("Message", NEUTRAL_VALUES_OF_MESSAGE, frozenset[str]()),
+        ("StreamOptions", NEUTRAL_VALUES_OF_STREAM, frozenset[str]()),
+        ("TextPart", {}, IGNORED_OF_PART),
+        ("ImagePart", {}, IGNORED_OF_PART),
+    ):
+        properties = schemas[schema]["properties"]
+        properties |= {name: {"enum": list(accepted)} for name, accepted in values.items()}
+        properties |= {name: {"description": "Ignored."} for name in sorted(ignored)}

@@ -43,6 +43,7 @@ ROUTING_BUCKETS_S = (
     *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075),
     *(0.01, 0.02, 0.05, 0.1, 0.25, 1.0),
 )
+LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 LATENCY_BUCKETS_S = (
     *(0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.35),
     *(0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
@@ -330,6 +331,12 @@ class Telemetry:
             "1 while a changed predictor cannot be used and the one before it stays.",
             registry=own,
         )
+        self._loop_lag = Histogram(
+            "m3_event_loop_lag_seconds",
+            "How much later than due the event loop came to a timer, twenty times a second.",
+            buckets=LAG_BUCKETS_S,
+            registry=own,
+        )
         self._in_flight = Gauge(
             "m3_requests_in_flight", "HTTP requests being handled now.", registry=own
         )
@@ -370,6 +377,9 @@ class Telemetry:
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def loop_lagged(self, seconds: float) -> None:
+        self._loop_lag.observe(seconds)
 
     def begin(self) -> None:
         self._in_flight.inc()

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -74,6 +75,21 @@ def start_redis(folder: Path, port: int | None = None) -> RedisServer:
         server.url, retry=Retry(ConstantBackoff(0.05), 100), retry_on_error=[redis.ConnectionError]
     ).ping()
     return server
+
+
+@pytest.fixture(scope="session")
+def m3_tiny() -> Iterator[Any]:
+    """The model that ships, as a BackendPort, with its predictor in `predictor`."""
+    from deploy.config import load
+    from deploy.engines import EngineBackend, open_engine
+    from deploy.predictors import open_predictor
+
+    config = load("local.yaml", {"cache.redis": "none"})
+    engine = open_engine(config, replica="tests")
+    backend: Any = EngineBackend(engine)
+    backend.predictor = open_predictor(config, engine.info)
+    yield backend
+    engine.close()
 
 
 @pytest.fixture

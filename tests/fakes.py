@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from io import BytesIO
 
 from PIL import Image
 
 from m3_backend.costs import CostModel
-from m3_backend.errors import InvalidImageError
+from m3_backend.errors import BackendError, InvalidImageError
 from m3_backend.messages import (
     Delta,
     Event,
@@ -24,7 +26,7 @@ from m3_backend.messages import (
 from m3_backend.scales import ScaleLadder, image_tokens
 from m3_backend.stats import EngineStats
 from predictor.predictor import Prediction
-from router.ports import Replicas
+from router.ports import BackendPort, Replicas
 
 MODEL = ModelInfo(
     name="fake",
@@ -176,3 +178,27 @@ class FakeBackend:
         if self._hold_after == deltas:
             self.holding.set()
             await asyncio.Event().wait()
+
+
+class ScriptedBackend:
+    """Another backend that fails first, as the question says; "break" breaks after one Delta.
+
+    Args:
+        script: by question, the errors of its first requests, in order.
+    """
+
+    def __init__(self, backend: BackendPort, script: dict[str, Sequence[Exception]]) -> None:
+        self._backend = backend
+        self._script = {question: list(errors) for question, errors in script.items()}
+        self.attempts: defaultdict[str, list[float]] = defaultdict(list)  # seconds, by question
+        self.info, self.ping = backend.info, backend.ping
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        question = " ".join(part for part in request.turns[-1].content if isinstance(part, str))
+        self.attempts[question].append(time.monotonic())
+        if errors := self._script.get(question):
+            raise errors.pop(0)
+        async for event in self._backend.generate(request):
+            yield event
+            if question == "break" and isinstance(event, Delta):
+                raise BackendError("The replica is gone.")

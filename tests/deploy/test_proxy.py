@@ -87,3 +87,22 @@ def test_ray_finds_it_by_its_name() -> None:
     [middleware] = validate(call(proxy.PATH))
     assert middleware.cls is ProxyErrors
     assert proxy.VARIABLE == "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+
+
+async def test_what_ray_reads_of_a_request_is_always_utf_8() -> None:
+    """`x-request-id: \xff` was a 500."""
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend(scope["headers"])
+        await plain(200)(scope, receive, send)
+
+    given = [(b"x-request-id", b"\xff\xfe"), (b"x-session-id", "é".encode()), (b"x", b"y")]
+    transport = httpx.ASGITransport(ProxyErrors(app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:
+        assert (await client.get("/", headers=given)).status_code == 200
+    assert {name: value.decode() for name, value in seen if name.startswith(b"x")} == {
+        b"x-request-id": "\ufffd\ufffd",
+        b"x-session-id": "é",
+        b"x": "y",
+    }

@@ -17,6 +17,7 @@ from PIL import Image
 from m3_backend.errors import InvalidImageError
 from m3_backend.image_header import read_header
 from m3_backend.preprocess import decode_image
+from predictor.image_features import open_view
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 GREY, GREY_ALPHA, RGB, RGBA, PALETTE = 0, 4, 2, 6, 3  # PNG colour types
@@ -96,6 +97,33 @@ def test_png(data: bytes, expected: tuple[int, ...]) -> None:
     assert np.abs(np.subtract(colour_of(data), expected)).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("pixel", "depth", "colour", "before", "expected"),
+    [
+        (b"\x10\x80", 8, GREY_ALPHA, b"", (135, 135, 135)),
+        (b"\x80\x12", 16, GREY, b"", (128, 128, 128)),
+        (bytes((*RED, 0)), 8, RGBA, b"", WHITE),
+        (b"\x01", 8, PALETTE, chunk(b"PLTE", b"\0\0\0\xff\0\0"), RED),
+    ],
+)
+def test_the_predictor_sees_the_same_picture(
+    pixel: bytes, depth: int, colour: int, before: bytes, expected: tuple[int, ...]
+) -> None:
+    """What it decodes for itself is what the model will be shown."""
+    view = open_view(png(pixel, depth, colour, before, size=(16, 12)))
+    assert (view.width, view.height) == (16, 12)
+    red, green, blue = expected
+    assert abs(float(view.luma.mean()) - (0.299 * red + 0.587 * green + 0.114 * blue)) < 2
+
+
+def test_cmyk_and_orientation_reach_the_predictor_too() -> None:
+    data = encoded(Image.new("CMYK", (48, 32), (0, 255, 255, 0)), "JPEG", exif=exif_of(6))
+    view = open_view(data)
+    assert (view.width, view.height) == read_header(data).displayed == (32, 48)
+    assert view.luma.shape[0] > view.luma.shape[1]
+    assert abs(float(view.luma.mean()) - 76) < 12  # red
+
+
 def test_interlaced_png() -> None:
     """Adam7 stores a 1 × 1 picture in its first pass alone."""
     row = zlib.compress(b"\0" + bytes(RED))
@@ -130,6 +158,23 @@ def test_a_transparent_gif_lies_over_white() -> None:
 def test_transparent_webp_lies_over_white(lossless: bool) -> None:
     clear = Image.new("RGBA", (8, 8), (*RED, 0))
     assert colour_of(encoded(clear, "WEBP", lossless=lossless)) == WHITE
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparency_is_composed_a_few_rows_at_a_time(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row by itself looks as the whole picture would."""
+    ramp = Image.linear_gradient("L").resize((50, 40))
+    image = Image.merge("RGBA", (ramp, ramp.rotate(90), ramp.rotate(180), ramp.rotate(270)))
+    if mode == "LA":
+        image = Image.merge("LA", (ramp, ramp.rotate(90)))
+    if mode == "PA":
+        image = image.quantize(64)  # a palette with an alpha value per entry
+    white = Image.new("RGBA", image.size, "white")
+    expected = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    monkeypatch.setattr("m3_backend.preprocess._STRIP_PIXELS", 150)  # strips of three rows
+    assert np.array_equal(np.asarray(decode_image(encoded(image))), np.asarray(expected))
 
 
 @pytest.mark.parametrize(

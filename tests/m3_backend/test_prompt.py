@@ -162,3 +162,16 @@ def test_marked_ids_become_runs() -> None:
     prompt = Prompt.from_marked([1, 5, -200, 6, -200])
     assert prompt == Prompt(((1, 5), (6,), ()), (0, 1))
     assert prompt.length([9, 36]) == 48
+
+
+@given(st.text() | st.lists(st.sampled_from(["    ", "red ", "the", "\n"])).map("".join))
+def test_no_text_takes_fewer_tokens_than_it_is_said_to_take_at_least(
+    tokenizer: Tokenizer, text: str
+) -> None:
+    parts = [text, ImageSlot(0), text]
+    prompt = tokenizer.prompt(parts)
+    assert tokenizer.fewest_tokens(parts) <= sum(map(len, prompt.runs))
+
+
+def test_and_a_long_text_is_known_to_be_long(tokenizer: Tokenizer) -> None:
+    assert tokenizer.fewest_tokens(["a" * 1_000_000]) > 10_000

@@ -11,8 +11,9 @@ from fastapi.routing import APIRoute
 
 from m3_backend import errors as backend_errors
 from m3_backend.errors import CheckpointError, ServiceError
+from m3_backend.image_header import MOST_BLOCKS, MOST_SCANS
 from router.access import Caller
-from router.config import AccessConfig, LoadConfig, RemoteImageConfig
+from router.config import MIB, AccessConfig, LoadConfig, RemoteImageConfig, RouterConfig
 from router.errors import Code
 from router.explain import REQUEST_ID_HEADER
 from router.limits import Kind, Quota, Standing
@@ -20,6 +21,10 @@ from router.policy import Note, Reason
 from router.schemas import (
     IGNORED,
     IGNORED_OF_PART,
+    MOST_COMMAS,
+    MOST_ENTRIES,
+    MOST_MESSAGES,
+    MOST_PARTS,
     NEUTRAL_VALUES,
     NEUTRAL_VALUES_OF_STREAM,
     ChatRequest,
@@ -75,6 +80,20 @@ def test_request_fields() -> None:
     named = table("field")
     assert {name.split(".")[0] for name in named} - {"image_url"} == (set(ChatRequest.model_fields))
     assert table("field of `m3`") == set(M3Options.model_fields)
+
+
+def test_bounds_of_a_body_and_of_pictures() -> None:
+    text = " ".join(DOCS.split())
+    for number, what in (
+        (MOST_MESSAGES, "messages"),
+        (MOST_PARTS, "parts in each"),
+        (MOST_ENTRIES, "entries in an object"),
+        (MOST_COMMAS, "values or commas"),
+        (MOST_SCANS, "scans"),
+        (MOST_BLOCKS, "blocks"),
+        (RouterConfig().max_body_bytes // MIB, "MiB"),
+    ):
+        assert f"{number:,} {what}" in text
 
 
 def test_openais_other_options() -> None:

@@ -383,6 +383,21 @@ async def test_unknown_paths_and_methods() -> None:
             assert response.headers[REQUEST_ID_HEADER]
 
 
+async def test_nobody_is_sent_elsewhere() -> None:
+    """A redirect would lead to whatever the Host header says."""
+    async with client_of(app_of(FakeBackend())) as client:
+        for method, path in (("POST", f"{CHAT}/"), ("GET", "/v1/models/"), ("GET", "/healthz/")):
+            response = await client.request(method, path, headers={"host": "evil.example"})
+            assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "1000001"])
+async def test_a_declared_length_of_any_length_is_judged(length: str) -> None:
+    async with client_of(app_of(FakeBackend(), max_body_bytes=1_000_000)) as client:
+        response = await client.post(CHAT, content=b"{}", headers={"content-length": length})
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
+
+
 async def test_models() -> None:
     async with client_of(app_of(FakeBackend())) as client:
         listed = (await client.get("/v1/models")).json()

@@ -4,6 +4,7 @@ import base64
 import struct
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 
 import pytest
@@ -91,6 +92,54 @@ def test_of_many_exif_chunks_one_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
     image = read(whole[:end] + chunk * 100 + whole[end:])
     assert (image.width, image.height) == (30, 40)
     assert len(loaded) <= 2  # Pillow's own look at the header, and ours
+
+
+def scans_repeated(count: int) -> bytes:
+    """A progressive JPEG whose last scan is there `count` times: three bytes of work for a decoder
+    that has to go through all of the picture for each.
+    """
+    whole = picture("JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * count + whole[-2:]
+
+
+def gif_extensions(count: int) -> bytes:
+    whole = picture("GIF")
+    colours = 13 + (3 << (whole[10] & 7) + 1)
+    return whole[:colours] + b"\x21\xfe\x01a\x00" * count + whole[colours:]
+
+
+def webp_chunks(count: int) -> bytes:
+    whole = picture("WEBP", exif=Image.Exif().tobytes())
+    body = whole[8:30] + b"junk\0\0\0\0" * count + whole[30:]
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def png_chunks(count: int) -> bytes:
+    whole = picture("PNG")
+    return whole[:33] + struct.pack(">I4sI", 0, b"teSt", zlib.crc32(b"teSt")) * count + whole[33:]
+
+
+def jpeg_segments(count: int, segment: bytes = b"\xff\xfe\x00\x02") -> bytes:
+    whole = picture("JPEG")
+    return whole[:2] + segment * count + whole[2:]
+
+
+@pytest.mark.parametrize(
+    "make", [scans_repeated, gif_extensions, webp_chunks, png_chunks, jpeg_segments]
+)
+def test_a_small_file_that_is_much_work_is_refused(make: Callable[[int], bytes]) -> None:
+    """340 kB of scans kept a decoder busy for half a minute, ten megabytes of segments for two
+    seconds; real files have a dozen scans and some hundred blocks.
+    """
+    image = read(make(20))
+    assert (image.width, image.height) == (40, 30)
+    assert code_of(data_url(make(20_001))) == "invalid_image"
+
+
+@pytest.mark.parametrize("junk", [b"\xff", b"\xff\x01", b"\xff\xd0"])
+def test_junk_before_a_jpegs_first_scan_is_stepped_over_but_not_for_long(junk: bytes) -> None:
+    assert code_of(data_url(jpeg_segments(20_001, junk))) == "invalid_image"
 
 
 @pytest.mark.filterwarnings("ignore:Tag data larger")

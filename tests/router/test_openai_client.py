@@ -7,9 +7,17 @@ from typing import Any
 import openai
 import pytest
 
-from m3_backend.errors import BackendError, OverloadedError
-from tests.fakes import FakeBackend, FakePredictor
-from tests.router.support import app_of, chat, image_part, serving
+from m3_backend.errors import (
+    BackendError,
+    ContextLengthError,
+    DeadlineExceededError,
+    InvalidImageError,
+    InvalidRequestError,
+    OverloadedError,
+)
+from m3_backend.messages import Sampling
+from tests.fakes import FakeBackend, FakePredictor, ScriptedBackend
+from tests.router.support import QUESTION, app_of, chat, image_part, picture, serving, user
 
 TEXT = "a red square"
 
@@ -143,3 +151,98 @@ def test_an_error_in_mid_stream_reaches_the_program() -> None:
                 got.append(chunk.choices[0].delta.content)
         assert got == ["", "a ", "red "]
         assert caught.value.code == "backend_error"
+
+
+PATIENCE_S = 1.0  # longer than the client waits for by itself before its first retry
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_retry_after_is_honoured(stream: bool) -> None:
+    full = OverloadedError("Full.", retry_after_s=PATIENCE_S)
+    down = BackendError("Down.", status=503, code="backend_unavailable", retry_after_s=PATIENCE_S)
+    backend = ScriptedBackend(FakeBackend(), {"full": [full], "down": [down]})
+    with serving(app_of(backend)) as url:
+        for question in ("full", "down"):
+            asked = chat(image_part(), question, stream=stream)
+            answer = client(url, retries=1).chat.completions.create(**asked)
+            said = [c.choices[0].delta.content or "" for c in answer] if stream else TEXT
+            assert "".join(said) == TEXT
+            first, second = backend.attempts[question]
+            assert second - first >= PATIENCE_S
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "attempts"),
+    [
+        (RuntimeError("ours"), openai.InternalServerError, 3),
+        (BackendError("gone", code="replica_lost"), openai.InternalServerError, 3),
+        (DeadlineExceededError("late"), openai.InternalServerError, 3),
+        (OverloadedError("full", retry_after_s=0.01), openai.RateLimitError, 3),
+        (ContextLengthError("long"), openai.BadRequestError, 1),
+        (InvalidImageError("broken"), openai.BadRequestError, 1),
+        (InvalidRequestError("no", status=404), openai.NotFoundError, 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_tried_again_and_what_is_not(
+    error: Exception, kind: type[openai.APIStatusError], attempts: int
+) -> None:
+    backend = ScriptedBackend(FakeBackend(), {QUESTION: [error] * 9})
+    with serving(app_of(backend)) as url, pytest.raises(kind):
+        impatient = client(url, retries=2)
+        impatient._calculate_retry_timeout = lambda *_: 0.0  # type: ignore[method-assign]
+        impatient.chat.completions.create(**chat())
+    assert len(backend.attempts[QUESTION]) == attempts
+
+
+def test_a_stream_that_has_begun_is_not_tried_again() -> None:
+    backend = ScriptedBackend(FakeBackend(), {})
+    with serving(app_of(backend)) as url, pytest.raises(openai.APIError, match="is gone"):
+        list(
+            client(url, retries=2).chat.completions.create(
+                **chat(image_part(), "break", stream=True)
+            )
+        )
+    assert len(backend.attempts["break"]) == 1
+
+
+def test_raw_responses(served: str) -> None:
+    completions = client(served).chat.completions
+    raw = completions.with_raw_response.create(**chat(image_part(), image_part(), QUESTION))
+    assert raw.headers["x-m3-scale"] == "144,144"
+    assert raw.headers["x-request-id"] == raw.parse().model_extra["m3"]["request_id"]
+    assert raw.parse()._request_id == raw.headers["x-request-id"]
+    with completions.with_streaming_response.create(**chat(stream=True)) as streamed:
+        assert streamed.headers["x-m3-reason"] == "predicted"
+        assert list(streamed.iter_lines())[-2] == "data: [DONE]"
+    with pytest.raises(openai.BadRequestError) as caught:
+        completions.create(**chat(n=2))
+    assert caught.value.response.headers["x-m3-request-id"] == caught.value.request_id
+
+
+def test_options_reach_the_model() -> None:
+    backend = FakeBackend()
+    with serving(app_of(backend)) as url:
+        client(url).chat.completions.create(
+            **chat(n=1, seed=7, stop=["x", "y"], temperature=0.5, top_p=0.9, user="somebody"),
+            max_completion_tokens=3,
+            logprobs=True,
+        )
+    [request] = backend.requests
+    assert request.sampling == Sampling(3, 0.5, 0.9, ("x", "y"), 7, 0)
+
+
+def test_system_turns_and_several_images_reach_the_model() -> None:
+    backend = FakeBackend()
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        user(image_part(), "What is this?"),
+        {"role": "assistant", "content": "A square."},
+        user(image_part(picture(size=(9, 9))), "And this?"),
+    ]
+    with serving(app_of(backend, FakePredictor())) as url:
+        answer = client(url).chat.completions.create(model="m3-auto", messages=messages)
+    [request] = backend.requests
+    assert [turn.role for turn in request.turns] == ["system", "user", "assistant", "user"]
+    assert [image.width for image in request.images] == [40, 9]
+    assert len(answer.model_extra["m3"]["scale"]) == 2

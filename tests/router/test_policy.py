@@ -354,5 +354,16 @@ def test_impossible_limits(
     assert (error.status, error.code, error.param) == (status, code, param)
 
 
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [("m3-" + "9" * 9000, {}), ("x" * 9000, {}), ("m3-auto", {"scale": 10**4000})],
+)
+def test_a_long_name_is_not_repeated_whole(model: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(ServiceError) as caught:
+        limits_of(model, options(**fields), LADDER, 0.05)
+    assert len(caught.value.message) < 300
+    assert "144" in caught.value.message
+
+
 def test_model_names() -> None:
     assert model_names(LADDER) == ("m3-auto", "m3-1", "m3-9", "m3-36", "m3-144", "m3-576")

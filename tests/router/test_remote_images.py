@@ -25,9 +25,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3_backend.errors import ServiceError
-from router.config import RemoteImageConfig
+from router.config import RemoteImageConfig, RouterConfig
+from router.http import build_app
 from router.remote_images import ImageFetcher, Resolve, parse_url, system_addresses
-from tests.router.support import picture
+from router.service import RoutingService
+from tests.fakes import FakeBackend
+from tests.router.support import QUESTION, chat, client_of, image_part, picture
+from tests.router.test_addresses import NOT_PUBLIC
 
 HERE = "127.0.0.1"
 LOOPBACK = (ip_network("127.0.0.0/8"),)
@@ -261,6 +265,77 @@ async def test_a_listed_host_is_looked_up(url: str, host: str, port: int) -> Non
 async def test_a_name_that_leads_inside_is_refused(addresses: tuple[str, ...]) -> None:
     inside = fetcher(answers(*addresses), networks=())
     assert await refusal("https://images.example/a", inside) == "remote_image_forbidden"
+
+
+@pytest.mark.parametrize("address", NOT_PUBLIC.split())
+async def test_no_name_leads_to_any_address_that_is_not_public(address: str) -> None:
+    """Nor one that has another address too, which is fine."""
+    for addresses in ((address,), ("1.1.1.1", address), (address, "2606:4700::1111")):
+        inside = fetcher(answers(*addresses), networks=())
+        assert await refusal("https://images.example/a", inside) == "remote_image_forbidden"
+
+
+SPELLINGS = r"""
+    http://127.0.0.1:{p}/a  http://localhost:{p}/a  http://LOCALHOST:{p}/a  http://127.1:{p}/a
+    http://2130706433:{p}/a  http://0x7f000001:{p}/a  http://0x7f.1:{p}/a  http://0177.0.0.1:{p}/a
+    http://017700000001:{p}/a  http://0:{p}/a  http://0.0.0.0:{p}/a  http://[::1]:{p}/a
+    http://[::ffff:127.0.0.1]:{p}/a  http://[::ffff:7f00:1]:{p}/a  http://127.0.0.1.:{p}/a
+    http://images.example@127.0.0.1:{p}/a  http://127.0.0.1:{p}@images.example/a
+    http://127.0.0.1:{p}\@images.example/a  http://images.example\@127.0.0.1:{p}/a
+    http:\\127.0.0.1:{p}\a  http:/127.0.0.1:{p}/a  http://127.0.0.1:{p}#@images.example/a
+    http://①②⑦.⓪.⓪.①:{p}/a  http://localtest.me:{p}/a
+    https://127.0.0.1:{p}/a  https://localhost:{p}/a
+""".replace("\\\\", "\\").split()
+
+
+async def test_a_server_in_here_is_not_reached_by_any_spelling_of_its_address() -> None:
+    """One that is really there, and any host is on the list; names are looked up for real."""
+
+    async def system(host: str, port: int) -> Sequence[str]:
+        return [HERE] if host == "localtest.me" else await system_addresses(host, port)
+
+    async with serving(replying(PNG)) as inside:
+        for spelling in SPELLINGS:
+            anywhere = fetcher(system, hosts=(f"*:{inside.port}", "*"), networks=())
+            code = await refusal(spelling.replace("{p}", str(inside.port)), anywhere)
+            assert code in ("invalid_image_url", "remote_image_forbidden"), spelling
+        assert inside.requests == []
+        reached = fetcher(system, hosts=(f"*:{inside.port}",))  # the very server, where it may be
+        assert await get(f"http://localtest.me:{inside.port}/a", reached) == PNG
+
+
+async def test_no_redirect_leads_inside_however_it_is_written() -> None:
+    async with serving(replying(PNG)) as inside:
+        for spelling in SPELLINGS:
+            location = f"Location: {spelling.replace('{p}', str(inside.port))}"
+            if not location.isascii():
+                continue
+            async with serving(replying(b"", "302 Found", location)) as server:
+                url, config = at(server)
+                assert await refusal(url, fetcher(**config)) == "remote_image_unavailable"
+        assert inside.requests == []
+
+
+async def test_over_the_api_a_forbidden_url_says_nothing_about_the_network() -> None:
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        if host != "inside.example":
+            raise OSError("no such name")
+        return [HERE]
+
+    service = RoutingService(
+        FakeBackend(), None, RouterConfig(), fetcher=fetcher(resolve, networks=())
+    )
+    said = []
+    async with client_of(build_app(service)) as client:
+        for host in ("inside.example", "nowhere.example"):
+            body = chat(image_part(f"http://{host}/a.png"), QUESTION)
+            response = await client.post("/v1/chat/completions", json=body)
+            error = response.json()["error"]
+            assert (response.status_code, error["code"]) == (400, "remote_image_forbidden")
+            assert error["param"] == "messages[0].content[0].image_url.url"
+            said.append(error["message"])
+    assert said[0] == said[1]
+    assert HERE not in said[0]
 
 
 async def test_names_inside_cannot_be_told_from_names_that_do_not_exist() -> None:

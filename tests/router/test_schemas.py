@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from openai.types.chat import completion_create_params
+from pydantic import ValidationError
 
 from m3_backend.errors import ServiceError
 from m3_backend.messages import Sampling
@@ -36,6 +37,57 @@ def refusal(body: bytes) -> ServiceError:
 )
 def test_invalid_json(body: bytes) -> None:
     assert refusal(body).code == "invalid_json"
+
+
+MESSAGE = {"role": "user", "content": "x"}
+PART = {"type": "text", "text": "x"}
+MUCH: dict[str, tuple[Any, str | None]] = {
+    "values": ({"requests": [0] * 60_000}, None),
+    "messages": ({"messages": [MESSAGE] * 1025}, "messages"),
+    "parts": ({"messages": [MESSAGE | {"content": [PART] * 1025}]}, "messages[0].content"),
+    "options": ({f"option-{n}": 1 for n in range(65)}, None),
+    "own options": ({"m3": {f"option-{n}": 1 for n in range(65)}}, None),
+    "keys of a part": (
+        {"messages": [MESSAGE | {"content": [dict.fromkeys(map(str, range(65)))]}]},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MUCH)
+def test_what_would_take_long_to_check_is_refused(case: str) -> None:
+    """13 s for 18 MB of wrong messages, during which nothing else in the process moved."""
+    options, param = MUCH[case]
+    error = refusal(json.dumps(chat() | options).encode())
+    assert (error.code, error.param) == ("invalid_request", param)
+
+
+def test_of_many_wrong_things_the_first_is_looked_for_and_no_other() -> None:
+    wrong = [{"role": "robot", "content": 7}] * 1000
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate(chat() | {"messages": [*wrong[:2], MESSAGE, *wrong]})
+    assert caught.value.error_count() == 2  # both of one message
+
+
+def test_long_and_many_are_fine_within_reason() -> None:
+    turns = [MESSAGE, {"role": "assistant", "content": "y"}] * 400
+    text = "one, two, three " * 10_000
+    parse(messages=[*turns, user(*[PART] * 100, text)], metadata=dict.fromkeys(map(str, range(99))))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"m3": {"x" * 10_000: 1}},
+        {"x" * 10_000: 1},
+        {"messages": [MESSAGE | {"x" * 10_000: 1}]},
+    ],
+)
+def test_what_is_repeated_of_a_request_is_short(options: dict[str, Any]) -> None:
+    error = refusal(json.dumps(chat() | options).encode())
+    assert error.code == "unsupported_parameter"
+    assert len(error.message) < 300
+    assert len(error.param or "") < 300
 
 
 @pytest.mark.parametrize("body", [b"null", b"[]", b'"text"', b"7"])
