@@ -181,7 +181,7 @@ class FakeBackend:
 
 
 class ScriptedBackend:
-    """Another backend that fails first, as the question says; "break" breaks after one Delta.
+    """Another backend that fails first, as the question says; "break" breaks after its first text.
 
     Args:
         script: by question, the errors of its first requests, in order.
@@ -191,7 +191,7 @@ class ScriptedBackend:
         self._backend = backend
         self._script = {question: list(errors) for question, errors in script.items()}
         self.attempts: defaultdict[str, list[float]] = defaultdict(list)  # seconds, by question
-        self.info, self.ping = backend.info, backend.ping
+        self.info, self.ping, self.stats = backend.info, backend.ping, backend.stats
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         question = " ".join(part for part in request.turns[-1].content if isinstance(part, str))
@@ -200,5 +200,5 @@ class ScriptedBackend:
             raise errors.pop(0)
         async for event in self._backend.generate(request):
             yield event
-            if question == "break" and isinstance(event, Delta):
+            if question == "break" and isinstance(event, Delta) and event.text:
                 raise BackendError("The replica is gone.")
