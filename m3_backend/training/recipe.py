@@ -150,7 +150,7 @@ RECIPES = {
                 Stage(
                     "again-336",
                     "language",
-                    steps=1000,
+                    steps=600,
                     batch=64,
                     decay=0.3,
                     scales=_FRUGAL,
