@@ -13,8 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_backend.errors import DeadlineExceededError, OverloadedError, ServiceError
-from m3_backend.messages import GenerationRequest
+from m3_backend.errors import (
+    BackendError,
+    DeadlineExceededError,
+    OverloadedError,
+    ServiceError,
+)
+from m3_backend.messages import GenerationRequest, Started
 from m3_backend.pace import EMPTY, Line
 from m3_backend.scales import ScaleLadder
 from m3_backend.stats import CacheStats, EngineStats
@@ -477,6 +482,54 @@ async def test_a_request_waits_in_line_until_a_replica_takes_it_up() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert (routing.admission.own, routing.admission.in_flight) == (EMPTY, 0)
+
+
+@pytest.mark.parametrize("begins_first", [False, True])
+async def test_a_request_whose_replica_is_lost_stands_in_line_once_more(begins_first: bool) -> None:
+    """One ticket from the door to the end, however many replicas it takes."""
+    second, asked, free = FakeBackend(), asyncio.Event(), asyncio.Event()
+
+    class Dying(FakeBackend):
+        async def generate(self, request: GenerationRequest) -> Any:
+            self.requests.append(request)
+            if len(self.requests) == 1:
+                if begins_first:
+                    yield Started((36,), 50, ("miss",), 0.0, 0.0, 0.0)
+                raise BackendError("gone", code="replica_lost")
+            asked.set()
+            await free.wait()
+            async for event in second.generate(request):
+                yield event
+
+    routing = service(Dying())
+    door = routing.admission
+    task = asyncio.ensure_future(handle(routing, chat(stream=True)))
+    await asked.wait()
+    assert (door.own.count, door.in_flight) == (1, 1)
+    free.set()
+    async with aclosing(await task) as answer:
+        assert (door.own, door.in_flight) == (EMPTY, 1)
+        assert [event async for event in answer]
+    assert (door.own, door.in_flight) == (EMPTY, 0)
+
+
+async def test_the_callers_own_deadline_bounds_what_comes_after_a_loss() -> None:
+    class Gone(FakeBackend):
+        async def generate(self, request: GenerationRequest) -> Any:
+            self.requests.append(request)
+            if len(self.requests) == 1:
+                raise BackendError("gone", code="replica_lost")
+            await asyncio.Event().wait()  # Serve holds a request until there is a replica
+            yield
+
+    backend = Gone()
+    routing = service(backend)
+    with pytest.raises(BackendError) as caught:
+        async with asyncio.timeout(60):  # half of the service's own
+            await handle(routing, chat(m3={"timeout_ms": 500}))
+    assert caught.value.code == "backend_unavailable"
+    assert len({request.deadline for request in backend.requests}) == 1
     assert (routing.admission.own, routing.admission.in_flight) == (EMPTY, 0)
 
 
