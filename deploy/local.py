@@ -190,6 +190,9 @@ def ray_session(config: Config, folder: Path, *, verbose: bool) -> Iterator[Path
     # Leave CUDA_VISIBLE_DEVICES alone for processes that asked for no GPU.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault(proxy.VARIABLE, proxy.PATH)
+    # glibc gives every thread a heap, and each keeps the space of the largest picture that it has
+    # held: a replica grew by 15% over 2,600 requests where with two heaps it stays as it is.
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     local = config.ray.address == "local"
     if local:
         # The name is historical: off means "not a cluster", and so loopback addresses, everywhere.
