@@ -4,7 +4,8 @@ To answer "is there a red star?" a token of the image has to be compared with tw
 nothing ties how red looks to how "red" reads, that comparison is found by chance, if at all:
 existence stayed at a coin's toss through 100,000 pictures. So the projector also learns from the
 dense labels: the direction of a patch's token shall tell, among the words for things, colours and
-rows, those that name what stands there. Tokens of coarser scales are means of these and stay sums
+rows, those that name what stands there, and between "left" and "right", "top" and "bottom", "above"
+and "below" how far it lies to which side. Tokens of coarser scales are means of these and stay sums
 of words.
 """
 
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from m3_backend.scales import M3_GRID_SIDE
 from m3_backend.training.worlds.canvas import CLASSES, COLOUR, ROWS
 
 _SHARPNESS = 12.0  # of the softmax over cosines
+_ACROSS, _DOWN = (("left", "right"),), (("top", "bottom"), ("above", "below"))
 _UNNAMED = -1
 
 
@@ -35,14 +38,24 @@ class WordAlignment(nn.Module):
             at = F.pad(at, (0, 1), value=_UNNAMED)
             self.register_buffer(f"{kind}_words", torch.tensor(words), persistent=False)
             self.register_buffer(f"{kind}_at", at, persistent=False)
+        for axis, pairs in {"across": _ACROSS, "down": _DOWN}.items():
+            ends = [[_token_of(end, tokenizer) for end in pair] for pair in pairs]
+            self.register_buffer(f"{axis}_words", torch.tensor(ends), persistent=False)
 
-    def forward(self, tokens: Tensor, embeddings: Tensor, labels: dict[str, Tensor]) -> Tensor:
-        """Mean cross-entropy of naming what stands at the labelled points of every patch.
+    def forward(
+        self,
+        tokens: Tensor,
+        embeddings: Tensor,
+        labels: dict[str, Tensor],
+        corner: tuple[int, int] = (0, 0),
+    ) -> Tensor:
+        """Mean cross-entropy of naming what stands at the points of every patch, and where.
 
         Args:
             tokens: [batch, patches, width] projected, not pooled.
             embeddings: [vocabulary, width] of the language model.
             labels: "classes", "colours" and "rows", uint8 [batch, patches, points] each.
+            corner: row and column, in patches of the whole view, of the first patch.
         """
         directions = F.normalize(tokens.float(), dim=-1)
         losses = []
@@ -53,7 +66,23 @@ class WordAlignment(nn.Module):
             right = told.gather(-1, named.clamp(min=0))
             known = named != _UNNAMED
             losses.append(-right[known].sum() / known.sum().clamp(min=1))
+        side = round(tokens.shape[1] ** 0.5)
+        steps = (torch.arange(side, device=tokens.device) + 0.5) / M3_GRID_SIDE
+        down, across = (steps + start / M3_GRID_SIDE for start in corner)
+        losses.append(self._lying(directions, embeddings, "down", down.repeat_interleave(side)))
+        losses.append(self._lying(directions, embeddings, "across", across.repeat(side)))
         return torch.stack(losses).sum()
+
+    def _lying(self, directions: Tensor, embeddings: Tensor, axis: str, at: Tensor) -> Tensor:
+        """Cross-entropy of telling, by each pair of words, how far along an axis patches lie.
+
+        Args:
+            at: 0 at the end that a pair's first word names to 1 at the other, [patches].
+        """
+        words = F.normalize(embeddings[self.get_buffer(f"{axis}_words")].float(), dim=-1)
+        told = torch.einsum("bpw,kew->bpke", _SHARPNESS * directions, words).log_softmax(-1)
+        wanted = torch.stack((1 - at, at), dim=-1)[:, None]
+        return -(told * wanted).sum(-1).mean()
 
 
 def _token_of(name: str, tokenizer: PreTrainedTokenizerFast) -> int:

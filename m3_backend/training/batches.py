@@ -22,6 +22,7 @@ _SELDOM = {"background": 0.2, "document_kind": 0.35, "chart_kind": 0.25, "text_c
 _READ = frozenset({"handwriting", "words", "numbers", "documents"})
 _CONVERSATIONS = 0.15
 _ROOM = 200  # tokens of questions and answers about a picture; evens out the rows of a batch
+_ROUNDED_TO = 32  # tokens
 NOT_WANTED = -100
 
 
@@ -135,8 +136,11 @@ def pack(
 
 
 def pad(rows: Sequence[list[int]], fill: int = 0) -> Tensor:
-    """Rows of different lengths as one int64 tensor [rows, longest], filled up on the right."""
-    longest = max(len(row) for row in rows)
+    """Rows of different lengths as one int64 tensor [rows, longest], filled up on the right.
+
+    The longest is rounded up: tensors of ever new sizes tear freed memory to pieces.
+    """
+    longest = -(-max(len(row) for row in rows) // _ROUNDED_TO) * _ROUNDED_TO
     return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
 
 

@@ -81,6 +81,10 @@ _LEGIBLE |= {"table": 0.02, "bars": 0.06, "lines": 0.02, "pie": 0.01, "photo": 0
 _PAPERS = {"printing": 0.36, "handwriting": 0.1, "form": 0.12, "receipt": 0.12, "table": 0.1}
 _PAPERS |= {"shapes": 0.08, "bars": 0.08, "lines": 0.02, "pie": 0.01, "photo": 0.01}
 
+# Once the words are understood, what is left to learn is looking up, and small print.
+_SKILLS = {"shapes": 0.20, "dominant": 0.04, "handwriting": 0.11, "printing": 0.28, "form": 0.09}
+_SKILLS |= {"receipt": 0.09, "table": 0.08, "bars": 0.07, "lines": 0.02, "pie": 0.01, "photo": 0.01}
+
 _QUARTER = {1: 0.05, 9: 0.10, 36: 0.30, 144: 0.55}
 # A step at 576 tokens costs as much as four at 144, and teaches the same skills.
 _FRUGAL = {1: 0.08, 9: 0.14, 36: 0.25, 144: 0.35, 576: 0.18}
@@ -153,6 +157,26 @@ RECIPES = {
                     steps=600,
                     batch=64,
                     decay=0.3,
+                    scales=_FRUGAL,
+                ),
+                Stage(
+                    "skills-168",
+                    "language",
+                    steps=450,
+                    batch=64,
+                    side=168,
+                    decay=0.15,
+                    scales=_QUARTER,
+                    mix=_SKILLS,
+                    tower_rate=0.3,
+                    least_detail=9,
+                ),
+                Stage(
+                    "skills-336",
+                    "language",
+                    steps=1300,
+                    batch=64,
+                    decay=0.35,
                     scales=_FRUGAL,
                 ),
             ),

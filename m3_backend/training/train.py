@@ -242,7 +242,8 @@ class Run:
         # learns next to nothing, and features that wander for its sake are harder to read.
         projected = self.model.projector(features.detach())
         labels = {"classes": batch.classes, "colours": batch.colours, "rows": batch.rows}
-        aligned = self.alignment(projected, self.model.language.embed_tokens.weight, labels)
+        words = self.model.language.embed_tokens.weight
+        aligned = self.alignment(projected, words, labels, corner)
         metrics: dict[str, float] = {"alignment": round(aligned.item(), 3)}
         losses = []
         for scale in _draw_scales(stage, rng):

@@ -35,7 +35,7 @@ WORLDS: dict[str, Callable[[Scene], None]] = {
 }
 # Share of pictures per world. Reading is what needs the most practice.
 MIX = dict(
-    zip(WORLDS, (0.20, 0.08, 0.12, 0.24, 0.06, 0.06, 0.06, 0.08, 0.03, 0.03, 0.04), strict=True)
+    zip(WORLDS, (0.13, 0.06, 0.12, 0.28, 0.07, 0.07, 0.06, 0.10, 0.03, 0.03, 0.05), strict=True)
 )
 
 

@@ -23,7 +23,7 @@ class _Sheet:
         probe = 20
         glyph = lettering.width_of(self.font, probe, "H") / probe
         tallest = min((side - 12) / (columns * glyph), side / (least_lines * 1.7))
-        self.height = max(7, round(scene.log_uniform(7, max(7.5, min(tallest, 40)))))
+        self.height = round(scene.log_uniform(10, max(10.5, min(tallest, 40))))
         self.pitch = self.height * scene.rng.uniform(1.5, 1.9)
         if scene.shift == "density":
             self.pitch = self.height * 1.35
@@ -47,7 +47,7 @@ class _Sheet:
 def receipt(scene: Scene) -> None:
     rng = scene.rng
     sheet = _Sheet(scene, columns=12, least_lines=4)
-    count = rng.randint(2, max(2, min(10, sheet.room() - 2)))
+    count = round(scene.log_uniform(2, max(2, min(10, sheet.room() - 2))))
     items = rng.sample(ITEMS, count)
     cents = [rng.randint(10, 990) * 5 for _ in items]
     sheet.write(0, rng.choice(_LETTERHEADS), sheet.left)
@@ -69,7 +69,7 @@ def _money(cents: int) -> str:
 def form(scene: Scene) -> None:
     rng = scene.rng
     sheet = _Sheet(scene, columns=12, least_lines=3)
-    count = rng.randint(2, max(2, min(len(FIELDS), sheet.room())))
+    count = round(scene.log_uniform(2, max(2, min(len(FIELDS), sheet.room()))))
     fields = rng.sample(FIELDS, count)
     values = []
     for line, field in enumerate(fields):
@@ -89,7 +89,7 @@ def table(scene: Scene) -> None:
     rng = scene.rng
     columns = rng.randint(2, MOST_COLUMNS)
     sheet = _Sheet(scene, columns=4 * (columns + 1), least_lines=3)
-    rows = rng.randint(2, max(2, min(MOST_ROWS, sheet.room() - 1)))
+    rows = round(scene.log_uniform(2, max(2, min(MOST_ROWS, sheet.room() - 1))))
     pitch = sheet.width / (columns + 1)
     values = [[str(rng.randint(0, 99)) for _ in range(columns)] for _ in range(rows)]
     for column in range(columns):

@@ -102,7 +102,9 @@ def _ask_places(scene: Scene, placed: list[Placed]) -> None:
         x, y = p.centre
         row = "top" if y < scene.side / 2 else "bottom"
         where = f"{row} {'left' if x < scene.side / 2 else 'right'}"
-        if abs(x - scene.side / 2) > p.size / 4 and abs(y - scene.side / 2) > p.size / 4:
+        clear = min(abs(x - scene.side / 2), abs(y - scene.side / 2)) > p.size / 4
+        # A quarter picture lies anywhere in the tower's view: its corners are not the view's.
+        if clear and scene.side >= 300:
             scene.ask("spatial", "where", where, p.size, a=p.name)
     for _ in range(scene.rounds if len(unique) > 1 else 0):
         a, b = rng.sample(unique, 2)
@@ -147,7 +149,7 @@ def several(scene: Scene) -> None:
     """1–20 shapes of any size; the density decides how fine one has to look."""
     rng = scene.rng
     most = 20 if scene.side >= 300 else 10
-    count = rng.randint(1, most)
+    count = round(scene.log_uniform(1, most))
     if scene.shift == "density":
         count = rng.randint(21, 24) if scene.side >= 300 else most
     least_cells = math.ceil(math.sqrt(count))
