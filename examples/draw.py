@@ -11,20 +11,37 @@ FOLDER = Path(__file__).parent
 SPLIT = "examples"
 # File name, number in the split, questions asked, coarse to fine.
 PICTURES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
-    ("bars", 18, ("name the kind of chart.", "which color has the highest value?")),
-    ("bars-five", 19, ("Chart type?", "Which colour has the highest value?")),
-    ("bars-two", 118, ("how many bars do you see?", "Which color has the lowest value?")),
-    ("bars-seven", 33, ("Which bar stands for the most?", "What is the number of bars?")),
-    ("zebra", 97, ("what is the background colour?", "please read what is printed.")),
-    ("autumn", 76, ("what does the black text say?",)),
-    ("number-purple", 87, ("what color is behind everything?", "which text is printed in purple?")),
-    ("digit-small", 92, ("what is written here?",)),
-    ("handwriting", 80, ("which number is written by hand?",)),
-    ("temple", 88, ("photo of what?",)),
-    ("shapes-black", 36, ("background colour?", "what kind of shape is the cyan one?")),
-    ("shapes-green", 128, ("count the objects.", "What colour is behind everything?")),
-    ("ring", 101, ("Is there a red ring?",)),
-    ("sign-yellow", 53, ("What is the background colour?", "what is the text colour?")),
+    ("bread", 13, ("red text?", "please read what is printed in cyan.")),
+    ("water", 4, ("What is the yellow text?", "Please read what is printed in red.")),
+    (
+        "garage",
+        9,
+        ("what colour is behind everything?", "i want to know what the orange text says."),
+    ),
+    ("number", 50, ("Tell me the color of the letters.", "i want to know what the text says.")),
+    ("receipt", 7, ("could you give me the type of the document?", "tell me the total amount.")),
+    ("receipt-long", 133, ("name the kind of document.", "Look what the total is.")),
+    ("table", 69, ("What's the kind of paper?", "Look what row 2 has in column B.")),
+    ("form", 38, ("Which type of document is shown?", "code?")),
+    ("bars", 17, ("What colour is the largest bar?", "tell me the value of the yellow bar.")),
+    ("pie", 75, ("name the colour of the biggest slice.",)),
+    ("handwriting", 31, ("Look what number is written by hand.",)),
+    (
+        "temple",
+        189,
+        ("Could you give me the thing in the photo?", "the purple object is what shape?"),
+    ),
+    (
+        "shapes",
+        145,
+        ("colour of the triangle?", "which quarter of the picture holds the grey cross?"),
+    ),
+    ("shapes-many", 128, ("What's the background's colour?", "find the count of all objects.")),
+    (
+        "heart",
+        43,
+        ("what colour is the largest object?", "state in which corner the orange heart is."),
+    ),
 )
 
 
