@@ -84,7 +84,7 @@ SCHEMA = pa.schema(
         pa.field("loosened_from", pa.float32()),
         pa.field("bound", pa.float32()),
         pa.field("cost_ms", pa.float32()),
-        pa.field("pressure", pa.float32(), nullable=False),
+        pa.field("pressure", pa.float32()),
         # tokens
         pa.field("prompt_tokens", pa.int32()),
         pa.field("image_tokens", pa.int32()),
@@ -185,7 +185,7 @@ class RoutingRecord:
         loosened_from: the service's own bound, if load has put a looser one in its place.
         bound: the regret bound that the choice was made at, promise or not; None if forced.
         cost_ms: estimated replica time to the first token.
-        pressure: the load when it arrived; 1 refuses.
+        pressure: the load when it arrived; 1 refuses. None if it was turned away before that.
         finest_tokens: image tokens, had every image got the finest scale.
         question: None unless the operator has turned storing it on.
         draw_stratum, draw_probability: of the draw for shadow labels; None if it was not drawn.
@@ -200,7 +200,7 @@ class RoutingRecord:
     stream: bool
     priority: str
     total_ms: float
-    pressure: float
+    pressure: float | None = None
     images: tuple[RecordedImage, ...] = ()
     key: str | None = None
     replica: str | None = None
