@@ -212,9 +212,10 @@ class Config(Section):
     """Everything that can be configured.
 
     Args:
-        predictor: "auto" takes the artefact that ships with the checkpoint, if there is one; "none"
-            does without (every request goes to the finest scale); else the folder of an artefact,
-            which must be sound and made for this very checkpoint, or nothing starts.
+        predictor: "auto" takes the one that serves in this user's registry (where Ray is local),
+            else the artefact that ships with the checkpoint, if there is one; "none" does without
+            (every request goes to the finest scale); else the folder of a registry or of an
+            artefact, which must be sound and made for this very checkpoint, or nothing starts.
         log_level: from which level on the log is written; "info" is one line per request, "debug"
             also quotes what an unforeseen exception said, which may hold what was asked.
     """

@@ -3,6 +3,7 @@
 ServiceError
 ├── ArtifactError  500  invalid_artifact: a predictor folder that must not be served
 ├── OutcomesError  500  invalid_outcomes: a table that cannot be trained or evaluated on
+├── RegistryError  400  invalid_registry: a version that is not there, or nothing to go back to
 └── RecordsError   500  invalid_records: records of requests that cannot be read or kept
 """
 
@@ -21,3 +22,8 @@ class OutcomesError(ServiceError):
 
 class RecordsError(ServiceError):
     default_code = "invalid_records"
+
+
+class RegistryError(ServiceError):
+    default_status = 400
+    default_code = "invalid_registry"
