@@ -304,6 +304,11 @@ class Config(Section):
             return str(state_folder() / "records") if self.ray.address == "local" else None
         return self.records.store
 
+    @property
+    def shadow_labels(self) -> bool:
+        """Whether requests are drawn for shadow labels."""
+        return self.records_store is not None and self.router.shadow.uniform_share > 0
+
     def with_changes(self, changes: Mapping[str, Any]) -> Config:
         """A copy with dotted keys replaced, e.g. {"serve.port": 8001}. Raises ConfigError."""
         return parse(_merge(self.model_dump(), changes), source="the command line")

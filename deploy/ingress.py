@@ -15,17 +15,21 @@ from ray.serve.handle import DeploymentHandle
 from deploy import logs
 from deploy.backend import HandleBackend
 from deploy.config import Config
-from deploy.metrics import AllIngresses, Exposed, RecorderMetrics, ReplicaMetrics
+from deploy.metrics import AllIngresses, Exposed, RecorderMetrics, ReplicaMetrics, ShadowMetrics
 from deploy.predictors import watch_predictor
 from deploy.recorder import RecorderStats, open_stream
+from deploy.shadow import open_queue
 from predictor.record_store import REQUESTS
 from router.access import Access
 from router.admission import Admission
+from router.draws import Draws, is_drawn, order_of
 from router.http import build_app
-from router.recording import Recording
+from router.recording import Outbox, Recording
 from router.service import RoutingService
 from router.telemetry import Line, Telemetry, installed_version
 from router.tracing import open_tracing
+
+DRAWN_BUFFER = 64  # drawn requests that wait for Redis; they may hold their images
 
 logger = logging.getLogger("m3_router.deploy")
 
@@ -70,14 +74,22 @@ class Ingress:
             config.router.planning_threads,
             ingresses=config.serve.ingress.replicas,
         )
-        service = RoutingService(self._backend, predictor, config.router, admission=admission)
+        draws = Draws(config.router.shadow) if config.shadow_labels else None
+        service = RoutingService(
+            self._backend, predictor, config.router, admission=admission, draws=draws
+        )
         replicas = ReplicaMetrics(self._backend.stats)
         recording = self._recording = open_recording(config, self._name)
-        self._telemetry = telemetry = Telemetry({"ingress": self._name}, [tracing, recording])
+        drawing = open_drawing(config)
+        followers = [tracing, recording, drawing]
+        self._telemetry = telemetry = Telemetry({"ingress": self._name}, followers)
         recorders = RecorderMetrics(self._ask_recorders)
         if recording is not None:
             telemetry.records.now = lambda: recording.counts
             telemetry.registry.register(recorders)
+        shadows = ShadowMetrics(self._backend.shadow_stats)
+        if drawing is not None:
+            telemetry.registry.register(shadows)
         everyone = AllIngresses(telemetry.exposed, self._ask_ingresses, self._name)
         telemetry.show_instead(everyone)
         telemetry.registry.register(replicas)
@@ -85,6 +97,7 @@ class Ingress:
         async def before_scrape() -> None:
             asked = [replicas.refresh(), everyone.refresh()]
             asked += [] if recording is None else [recorders.refresh()]
+            asked += [] if drawing is None else [shadows.refresh()]
             await asyncio.gather(*asked)
 
         logger.info(
@@ -145,3 +158,11 @@ def open_recording(config: Config, ingress: str) -> Recording | None:
         buffer=config.records.buffer,
         questions=config.records.questions,
     )
+
+
+def open_drawing(config: Config) -> Outbox | None:
+    """What puts drawn requests into their queue; None if none are drawn."""
+    if not config.shadow_labels:
+        return None
+    queue = open_queue(config)
+    return Outbox(queue.append, order_of, is_drawn, buffer=DRAWN_BUFFER, what="shadow")

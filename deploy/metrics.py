@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from deploy.recorder import RecorderStats
+from deploy.shadow import ShadowStats
 from m3_backend.stats import EngineStats
 
 logger = logging.getLogger("m3_router.deploy")
@@ -127,6 +128,48 @@ class RecorderMetrics(Collector):
                 for recorder, stats in self.latest.items():
                     metric.add_metric([recorder], value(stats))
                 yield metric
+
+
+class ShadowMetrics(Collector):
+    """What became of drawn requests in every replica when it was last asked.
+
+    Args:
+        ask: gives the statistics of every replica, by its name.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[Mapping[str, ShadowStats]]]) -> None:
+        self._ask = ask
+        self.latest: Mapping[str, ShadowStats] = {}
+
+    async def refresh(self) -> None:
+        """Asks the replicas. Where they do not answer in time the last figures stand."""
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                self.latest = await self._ask()
+        except Exception as error:
+            logger.warning("replicas did not report their shadow labels: %r", error)
+
+    def collect(self) -> Iterator[Metric]:
+        outcomes = CounterMetricFamily(
+            "m3_shadow_draws",
+            "Drawn requests by what became of them (labelled, late, gone: without features, "
+            "failed) and by the load at which they came (low, half, full).",
+            labels=["replica", "outcome", "load"],
+        )
+        seconds = CounterMetricFamily(
+            "m3_shadow_seconds", "Time spent on shadow labels.", labels=["replica"]
+        )
+        interrupted = CounterMetricFamily(
+            "m3_shadow_interrupted",
+            "Shadow labels that were begun and gave way to requests.",
+            labels=["replica"],
+        )
+        for replica, stats in self.latest.items():
+            for (outcome, load), count in stats.outcomes.items():
+                outcomes.add_metric([replica, outcome, load], count)
+            seconds.add_metric([replica], stats.seconds)
+            interrupted.add_metric([replica], stats.interrupted)
+        yield from (outcomes, seconds, interrupted)
 
 
 Exposed = Sequence[Metric]  # what one ingress replica counts, labelled with its name

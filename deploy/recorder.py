@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 import redis
 
 from deploy.config import Config
-from predictor.record_store import REQUESTS, Kind, RecordStore
+from predictor.record_store import LABELS, REQUESTS, Kind, RecordStore
 from router.record_stream import RecordStream
 
 logger = logging.getLogger("m3_router.records")
@@ -25,7 +25,7 @@ logger = logging.getLogger("m3_router.records")
 ABANDONED_MS = 60_000
 COMPACT_EVERY_S = 600.0
 STREAM_TIMEOUT_S = 5.0
-KINDS = (REQUESTS,)
+KINDS = (REQUESTS, LABELS)
 _LONGEST_PAUSE_S = 30.0
 
 

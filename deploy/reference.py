@@ -19,7 +19,7 @@ from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
 from deploy.config import Config
-from deploy.metrics import RecorderMetrics, ReplicaMetrics
+from deploy.metrics import RecorderMetrics, ReplicaMetrics, ShadowMetrics
 from router.telemetry import Telemetry
 
 PAGE = Path(__file__).parents[1] / "docs" / "operations.md"
@@ -65,7 +65,7 @@ def all_metrics() -> Iterator[Described]:
 
     # prometheus_client tells the labels of a metric without series nowhere else.
     own = Telemetry().own._collector_to_names
-    for collector in (*own, ReplicaMetrics(nobody), RecorderMetrics(nobody)):
+    for collector in (*own, ReplicaMetrics(nobody), RecorderMetrics(nobody), ShadowMetrics(nobody)):
         for metric, labels in _families(collector):
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
             yield Described(name, metric.type, labels, metric.documentation)

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from predictor import routing_records
+from predictor import label_records, routing_records
 from predictor.errors import RecordsError
 from predictor.record_files import RecordFiles
 
@@ -58,6 +58,10 @@ REQUESTS = Kind(
     routing_records.SCHEMA,
     routing_records.decode,
     routing_records.upgraded,
+)
+
+LABELS = Kind(
+    "labels", "request_id", label_records.SCHEMA, label_records.decode, label_records.upgraded
 )
 
 

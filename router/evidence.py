@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from m3_backend.messages import ImageInput, ModelInfo
+from m3_backend.messages import GenerationRequest, ImageInput, ModelInfo
 from router.policy import ImageCase, Limits
 
 
@@ -34,6 +34,7 @@ class Evidence:
 
     Args:
         bound: the regret bound it was made at; None where the scale was forced.
+        price: certified for that bound; None without a predictor, or where none is.
         question: the text of the last turn. Never told to anybody unless the operator wants it.
     """
 
@@ -41,13 +42,28 @@ class Evidence:
     limits: Limits
     images: tuple[SeenImage, ...]
     bound: float | None
+    price: float | None
     question: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draw:
+    """A request that was drawn.
+
+    Args:
+        probability: that it was, by either stratum.
+    """
+
+    stratum: str
+    probability: float
+    request: GenerationRequest
 
 
 def evidence(
     model: ModelInfo,
     limits: Limits,
     bounds: Sequence[float],
+    threshold: Callable[[float], float | None],
     question: str,
     images: Sequence[ImageInput],
     cases: Sequence[ImageCase],
@@ -57,10 +73,12 @@ def evidence(
 
     Args:
         bounds: that were decided by, strict to loose.
+        threshold: the price certified for a bound.
     """
     seen = (
         SeenImage(image.digest, image.width, image.height, case, vector)
         for image, case, vector in zip(images, cases, features, strict=True)
     )
     bound = bounds[-1] if limits.scale is None else None
-    return Evidence(model, limits, tuple(seen), bound, question)
+    price = None if bound is None else threshold(bound / len(images))
+    return Evidence(model, limits, tuple(seen), bound, price, question)

@@ -81,6 +81,18 @@ class RecordStream:
             taken = list(self._take(consumer, count, abandoned_ms))
         return list({entry.id: entry for entry in taken}.values())  # its own may be claimed too
 
+    def older_than(self, unix_ms: int, count: int) -> list[Entry]:
+        """Entries that were put there before a time by Redis's own clock, oldest first."""
+        raw: Any = self._redis.xrange(self._name, "-", f"({max(unix_ms, 1)}-0", count=count)
+        return list(_entries(raw))
+
+    def drop(self, entry: Entry) -> bool:
+        """Takes an entry off the stream undone; whether it was still there."""
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.xack(self._name, _GROUP, entry.id)
+            pipeline.xdel(self._name, entry.id)
+            return bool(pipeline.execute()[1])
+
     def done(self, entries: Sequence[Entry]) -> None:
         """Takes entries off the stream: they are in files."""
         ids = [entry.id for entry in entries]

@@ -1,7 +1,7 @@
-"""Keeps a record of every request that is over, without ever holding one up.
+"""Sends what is told of requests that are over, without ever holding one up.
 
 What is over is put into a bounded buffer; a thread of its own makes records of it and puts them on
-the stream. While that does not take them they wait, the newest are dropped once the buffer is full,
+a stream. While that does not take them they wait, the newest are dropped once the buffer is full,
 and dropped ones are counted.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from predictor.routing_records import describe_question, encode
-from router.records import RECORDED, record_of
+from router.records import is_recorded, record_of
 from router.telemetry import Recorded, Trace
 
 logger = logging.getLogger("m3_router.records")
@@ -25,34 +25,35 @@ _LONGEST_PAUSE_S = 5.0
 _CLOSING_S = 3.0
 
 
-class Recording:
+class Outbox:
     """Fits `router.telemetry.Follower`.
 
     Args:
-        append: takes records, the first ones first, and gives how many it took; may block and
-            raise, and then all of them are offered again.
-        ingress: this process's name in the records.
-        buffer: most records that wait.
-        questions: also keep the text of questions.
+        append: takes what was told, the first first, and gives how many it took; may block and
+            raise, and then all of it is offered again.
+        tell: what is sent of a request; on the outbox's own thread.
+        buffer: most requests that wait.
+        what: is sent, for the log.
     """
 
     def __init__(
         self,
         append: Callable[[Sequence[bytes]], int],
+        tell: Callable[[Trace], bytes],
+        wanted: Callable[[Trace], bool],
         *,
-        ingress: str,
         buffer: int,
-        questions: bool = False,
+        what: str,
     ) -> None:
-        self._append, self._ingress, self._questions = append, ingress, questions
-        self._buffer = buffer
+        self._append, self._tell, self._wanted = append, tell, wanted
+        self._buffer, self._what = buffer, what
         self._over: deque[Trace] = deque()
         self._encoded: deque[bytes] = deque()
         self._closing = threading.Event()
         self._emptied = threading.Condition()
         self._failing = False
         self._acknowledged = self._dropped = 0
-        self._thread = threading.Thread(target=self._run, name="records", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=what, daemon=True)
         self._thread.start()
 
     @property
@@ -65,7 +66,7 @@ class Recording:
         return Recorded(self._acknowledged, self._dropped, self.waiting)
 
     def follow(self, trace: Trace) -> None:
-        if trace.endpoint not in RECORDED:
+        if not self._wanted(trace):
             return
         if self.waiting >= self._buffer:
             self._dropped += 1
@@ -91,7 +92,9 @@ class Recording:
                 self._hand_over()
             except Exception as error:  # damaged replies break the client's parser in many ways
                 if not self._failing:
-                    logger.warning("records wait in memory, the stream takes none: %r", error)
+                    logger.warning(
+                        "%s wait in memory, the stream takes none: %r", self._what, error
+                    )
                 self._failing = True
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if self._failing else _EVERY_S
 
@@ -105,11 +108,11 @@ class Recording:
             self._acknowledged += taken
             if taken < len(batch):
                 if not self._failing:
-                    logger.warning("records wait in memory, the stream is full")
+                    logger.warning("%s wait in memory, the stream is full", self._what)
                 self._failing = True
                 return
         if self._failing:
-            logger.warning("the stream takes records again")
+            logger.warning("the stream takes %s again", self._what)
         self._failing = False
         with self._emptied:
             self._emptied.notify_all()
@@ -118,12 +121,33 @@ class Recording:
         while self._over and len(self._encoded) < _BATCH:
             trace = self._over[0]
             try:
-                asks = None
-                if trace.evidence is not None:
-                    asks = describe_question(trace.evidence.question)
-                record = record_of(trace, self._ingress, asks, question=self._questions)
-                self._encoded.append(encode(record))
+                self._encoded.append(self._tell(trace))
             except Exception:
                 self._dropped += 1
-                logger.exception("request %s leaves no record", trace.request_id)
+                logger.exception("request %s is left out of the %s", trace.request_id, self._what)
             self._over.popleft()  # only now, so that `waiting` never says that all is done
+
+
+class Recording(Outbox):
+    """Sends a record of every request.
+
+    Args:
+        append, buffer: as of an Outbox.
+        ingress: this process's name in the records.
+        questions: also keep the text of questions.
+    """
+
+    def __init__(
+        self,
+        append: Callable[[Sequence[bytes]], int],
+        *,
+        ingress: str,
+        buffer: int,
+        questions: bool = False,
+    ) -> None:
+        def tell(trace: Trace) -> bytes:
+            seen = trace.evidence
+            asks = None if seen is None else describe_question(seen.question)
+            return encode(record_of(trace, ingress, asks, question=questions))
+
+        super().__init__(append, tell, is_recorded, buffer=buffer, what="records")

@@ -12,6 +12,11 @@ RECORDED = frozenset({"/v1/chat/completions", "/v1/route", "/v1/route/batch"})
 _IMAGE_NAME_DIGITS = 32
 
 
+def is_recorded(trace: Trace) -> bool:
+    """Whether a request leaves a record: those that ask for a decision."""
+    return trace.endpoint in RECORDED
+
+
 def record_of(
     trace: Trace, ingress: str, asks: QuestionFeatures | None, *, question: bool = False
 ) -> RoutingRecord:
@@ -47,6 +52,9 @@ def record_of(
     record |= {f"{stage.value}_ms": _ms(stages.get(stage)) for stage in Stage}
     record |= {f"{phase}_ms": _ms(took_s) for phase, took_s in trace.phases().items()}
     record |= _asked(trace) | _decided(trace) | _answered(trace)
+    if trace.draw is not None:
+        record["draw_stratum"] = trace.draw.stratum
+        record["draw_probability"] = trace.draw.probability
     if question and trace.evidence is not None:
         record["question"] = trace.evidence.question
     return RoutingRecord(**record)

@@ -38,6 +38,7 @@ from predictor.predictor import Prediction
 from router.admission import Admission, Look, Ticket, bounds_under_load
 from router.config import RouterConfig
 from router.conversation import Conversation, read_conversation, read_images
+from router.draws import Draws
 from router.errors import ShuttingDownError
 from router.evidence import Evidence, evidence
 from router.policy import Decision, ImageCase, Limits, decide_under_load, limits_of
@@ -150,6 +151,7 @@ class RoutingService:
         fetcher: of images behind remote URLs; None takes the configured one.
         clock: Unix time in seconds, for deadlines.
         admission: who is let in as load rises; None makes one that is configured alike.
+        draws: which requests get a shadow label; None draws none.
     """
 
     def __init__(
@@ -161,7 +163,9 @@ class RoutingService:
         fetcher: ImageFetcher | None = None,
         clock: Callable[[], float] = time.time,
         admission: Admission | None = None,
+        draws: Draws | None = None,
     ) -> None:
+        self._draws = draws
         self.config = config
         self.admission = admission or Admission(config.load, config.planning_threads)
         self._backend = backend
@@ -218,6 +222,8 @@ class RoutingService:
         self.admission.check_reachable(alone_ms, deadline - self._clock())
         ticket.planned(line, trace.routing_s or 0.0)
         request = self._generation_request(plan, trace.request_id, deadline)
+        if self._draws is not None:
+            trace.draw = self._draws.draw(request, plan.evidence)
         charge = await trace.caller.take_tokens(self._most_tokens(plan))
         trace.handed_s = trace.elapsed_s()
         answering = self._retrying.answer(
@@ -450,6 +456,7 @@ class RoutingService:
                 info,
                 asked.limits,
                 bounds,
+                threshold,
                 conversation.question,
                 images,
                 cases,

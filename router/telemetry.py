@@ -24,7 +24,7 @@ from m3_backend.errors import ServiceError
 from m3_backend.messages import Delta, Event, Finished, Priority, Sampling, Started
 from router.access import ANYBODY, Caller
 from router.errors import translate
-from router.evidence import Evidence
+from router.evidence import Draw, Evidence
 from router.policy import Decision
 from router.stages import Stages
 
@@ -92,6 +92,7 @@ class Trace:
         fetch_extent: when fetching of remote images began and ended.
         evidence: what the decision was made from.
         pressure: the load when it arrived.
+        draw: if it was drawn for a shadow label.
         handed_s, started_s: when it was handed over, and when a replica had started on it.
         total_s: how long it took; None while it is not over.
         trace_id: of the distributed trace that it is part of, if it is one.
@@ -112,6 +113,7 @@ class Trace:
     asked: Facts | None = None
     evidence: Evidence | None = None
     pressure: float | None = None
+    draw: Draw | None = None
     routing_s: float | None = None
     fetch_s: float = 0.0
     priority: Priority = "interactive"

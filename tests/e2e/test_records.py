@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from predictor.record_store import REQUESTS, RecordStore
+from predictor.record_store import LABELS, REQUESTS, Kind, RecordStore
 from predictor.routing_records import IMAGE_FEATURES
 from tests.conftest import unused_port
 from tests.e2e.pictures import chat, picture
@@ -18,13 +18,16 @@ def test_every_request_is_in_a_file_when_the_service_has_stopped() -> None:
     began = datetime.now(UTC)
     with sandbox() as box:
         folder = box.folder / "home/.local/state/m3-router/records"
-        service = start(port=unused_port(), box=box)
+        service = start("--set", "router.shadow.uniform_share=1", port=unused_port(), box=box)
         assert str(folder) in service.announcement
         sent = [ask(service.url, seed) for seed in range(3)]
         # Those are in a file by themselves, while it runs ...
         assert until(lambda: names(folder) == {answer for answer, _ in sent})
         written = "m3_recorder_written_total"
         assert until(lambda: sum(service.metric(written).values()) == 3)
+        assert until(lambda: names(folder, LABELS) == {answer for answer, _ in sent})
+        draws = service.metric("m3_shadow_draws_total")
+        assert sum(count for labels, count in draws.items() if "labelled" in labels) == 3
         sent += [ask(service.url, seed) for seed in range(3, 6)]
         assert service.stop() == 0  # ... and these because it stops
         parts = RecordStore(str(folder)).read(REQUESTS)
@@ -34,14 +37,15 @@ def test_every_request_is_in_a_file_when_the_service_has_stopped() -> None:
             row = by_name[name]
             assert str(row["images"][0]["scale"]) == scale
             assert row["image_features"] == IMAGE_FEATURES
+            assert (row["draw_stratum"], row["draw_probability"]) == ("uniform", 1.0)
             assert row["completion_tokens"] > 0
             assert timedelta(0) <= row["at"] - began < timedelta(minutes=10)
         assert until(lambda: not box.processes()), box.processes()
         assert box.remains() == []
 
 
-def names(folder: Path) -> set[str]:
-    parts = RecordStore(str(folder)).read(REQUESTS, columns=["request_id"])
+def names(folder: Path, kind: Kind = REQUESTS) -> set[str]:
+    parts = RecordStore(str(folder)).read(kind, columns=["request_id"])
     return {name for part in parts for name in part["request_id"].to_pylist()}
 
 
