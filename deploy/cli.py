@@ -26,6 +26,7 @@ from deploy.label import label
 from deploy.offline import evaluate, train_predictor
 from deploy.predictor_commands import app as predictors
 from deploy.printing import print_decision, print_report, print_timings
+from deploy.retrain import retrain
 
 if TYPE_CHECKING:
     import httpx
@@ -310,7 +311,7 @@ def version(as_json: AsJson = False) -> None:
         print(f"{name} {number}")
 
 
-for command in (label, analyze, train_predictor, evaluate):
+for command in (label, analyze, train_predictor, evaluate, retrain):
     app.command()(command)
 app.add_typer(keys, name="keys")
 app.add_typer(predictors, name="predictors")

@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
         # what every scale made of it, coarse to fine
         pa.field("scales", pa.list_(pa.int32()), nullable=False),
+        pa.field("grid_side", pa.int32(), nullable=False),
         pa.field("tokens_per_scale", pa.list_(pa.int32()), nullable=False),
         pa.field("p_success", pa.list_(pa.float32())),
         pa.field("agrees", pa.list_(pa.float64()), nullable=False),

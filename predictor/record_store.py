@@ -143,6 +143,22 @@ class RecordStore:
         """Records, each counted once."""
         return sum(len(table) for table in self.read(kind, columns=[kind.key]))
 
+    def rows(
+        self, kind: Kind, *, since: datetime | None = None, until: datetime | None = None
+    ) -> int:
+        """Rows of the days that a window touches, doubles included; cheap."""
+        rows = 0
+        for day in self.days(kind):
+            if (since and day < since.date()) or (until and day > until.date()):
+                continue
+            for name in self._files.names(f"{kind.name}/{_DAY}{day}"):
+                try:
+                    with self._files.open(name) as file:
+                        rows += pq.read_metadata(file).num_rows
+                except (FileNotFoundError, pa.ArrowInvalid):
+                    continue
+        return rows
+
     def compact(self, kind: Kind, today: date) -> int:
         """Puts small files together, of days that are over and where there are many; gives the
         number of files that went.

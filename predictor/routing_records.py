@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +25,9 @@ from numpy.typing import NDArray
 from predictor import image_features, query_features
 from predictor.colour_names import COLOURS, named_colours
 from predictor.errors import RecordsError
+from predictor.query_features import QuestionFeatures, bucket_of
 
 FORMAT = 1
-# n-grams fall into this many buckets: enough that a question's own hardly ever share one.
-NGRAM_BUCKETS = 2**18
 IMAGE_FEATURES = image_features.VERSION
 QUESTION_FEATURES = f"{query_features.VERSION}+colours-1+buckets-18"
 
@@ -153,22 +151,6 @@ class RecordedImage:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class QuestionFeatures:
-    """What a predictor may see of a question, without its text.
-
-    Args:
-        values: as `query_features.query_features`, in its order.
-        colours: those that it names.
-        buckets, counts: of its n-grams, hashed; ascending buckets.
-    """
-
-    values: tuple[float, ...]
-    colours: tuple[str, ...]
-    buckets: tuple[int, ...]
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class RoutingRecord:
     """One request. Fields that it did not get to are None; times are milliseconds.
 
@@ -255,11 +237,6 @@ def describe_question(question: str) -> QuestionFeatures:
         buckets=tuple(buckets),
         counts=tuple(counts[bucket] for bucket in buckets),
     )
-
-
-def bucket_of(ngram: str) -> int:
-    """Where an n-gram is counted; the same in every process and release of this format."""
-    return crc32(ngram.encode()) % NGRAM_BUCKETS
 
 
 def encode(record: RoutingRecord) -> bytes:

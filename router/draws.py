@@ -102,6 +102,7 @@ def order_of(trace: Trace) -> bytes:
         "served": evidence.model.name,
         "model_identity": evidence.model.identity,
         "processor": evidence.model.processor,
+        "grid_side": evidence.model.ladder.grid_side,
         "predictor": trace.predictor,
         "bound": evidence.bound,
         "scale": choice.scale,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from predictor.routing_records import QuestionFeatures, RecordedImage, RoutingRecord
+from predictor.query_features import QuestionFeatures
+from predictor.routing_records import RecordedImage, RoutingRecord
 from router.stages import Stage
 from router.telemetry import Trace
 

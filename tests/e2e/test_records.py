@@ -24,7 +24,7 @@ def test_every_request_is_in_a_file_when_the_service_has_stopped() -> None:
         # Those are in a file by themselves, while it runs ...
         assert until(lambda: names(folder) == {answer for answer, _ in sent})
         written = "m3_recorder_written_total"
-        assert until(lambda: sum(service.metric(written).values()) == 3)
+        assert until(lambda: sum(service.metric(written).values()) >= 3)
         assert until(lambda: names(folder, LABELS) == {answer for answer, _ in sent})
         draws = service.metric("m3_shadow_draws_total")
         assert sum(count for labels, count in draws.items() if "labelled" in labels) == 3

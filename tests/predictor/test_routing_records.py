@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from predictor import query_features
 from predictor import routing_records as records
 from predictor.routing_records import RecordedImage, RoutingRecord
 
@@ -72,7 +73,7 @@ def test_ngrams_are_counted_in_ascending_buckets() -> None:
     asks = records.describe_question("red red red")
     assert list(asks.buckets) == sorted(set(asks.buckets))
     assert asks.counts[asks.buckets.index(records.bucket_of("red red"))] == 2
-    assert max(asks.buckets) < records.NGRAM_BUCKETS
+    assert max(asks.buckets) < query_features.NGRAM_BUCKETS
 
 
 def test_a_bucket_never_moves() -> None:
