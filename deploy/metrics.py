@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from deploy.recorder import RecorderStats
 from deploy.shadow import ShadowStats
 from m3_backend.stats import EngineStats
+from predictor.regret import Estimate
 
 logger = logging.getLogger("m3_router.deploy")
 
@@ -85,6 +86,17 @@ RECORDER_GAUGES: dict[str, tuple[str, Callable[[RecorderStats], float]]] = {
     "m3_records_stream_length": ("Records that no file holds yet.", lambda s: s.waiting),
     "m3_recorder_failing": ("1 while records cannot be written.", lambda s: s.failing),
 }
+REGRET_GAUGES: dict[str, tuple[str, Callable[[Estimate], float]]] = {
+    "m3_regret": (
+        "Share of requests that the finest scale answers and the chosen one does not, by labels of "
+        "the uniform stratum, for each of the last predictors.",
+        lambda e: e.regret,
+    ),
+    "m3_regret_low": ("Its 95% confidence sequence: at least this.", lambda e: e.low),
+    "m3_regret_high": ("Its 95% confidence sequence: at most this.", lambda e: e.high),
+    "m3_regret_bound": ("Mean of the bounds that those choices were made at.", lambda e: e.bound),
+    "m3_regret_labels": ("Labels that the estimate is made from.", lambda e: e.labels),
+}
 RECORDER_COUNTERS: dict[str, tuple[str, Callable[[RecorderStats], float]]] = {
     "m3_recorder_written": ("Records put into files.", lambda s: s.written),
     "m3_recorder_files": ("Files of records written.", lambda s: s.files),
@@ -128,6 +140,12 @@ class RecorderMetrics(Collector):
                 for recorder, stats in self.latest.items():
                     metric.add_metric([recorder], value(stats))
                 yield metric
+        for name, (text, told) in REGRET_GAUGES.items():
+            metric = GaugeMetricFamily(name, text, labels=["recorder", "predictor"])
+            for recorder, stats in self.latest.items():
+                for version, estimate in stats.regret.items():
+                    metric.add_metric([recorder, version], told(estimate))
+            yield metric
 
 
 class ShadowMetrics(Collector):

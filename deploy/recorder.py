@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import redis
 
 from deploy.config import Config
 from predictor.record_store import LABELS, REQUESTS, Kind, RecordStore
+from predictor.regret import Estimate, RegretLedger
 from router.record_stream import RecordStream
 
 logger = logging.getLogger("m3_router.records")
@@ -40,6 +41,7 @@ class RecorderStats:
         errors: attempts that failed, because of the disk or of Redis.
         waiting: entries on the stream when it last looked.
         failing: whether the last attempt failed.
+        regret: what the labels in files say of each predictor's decisions.
     """
 
     written: int = 0
@@ -48,6 +50,7 @@ class RecorderStats:
     errors: int = 0
     waiting: int = 0
     failing: bool = False
+    regret: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class Recorder:
         self._abandoned_ms = abandoned_ms
         self._lock = threading.Lock()  # one batch at a time
         self._compacted_at = float("-inf")
+        self._ledger = RegretLedger()
+        self._broken: set[str] = set()  # predictors of which that was said
         self.stats = RecorderStats()
 
     def write(self) -> bool:
@@ -112,7 +117,9 @@ class Recorder:
         if self._clock() - self._compacted_at < COMPACT_EVERY_S:
             return
         self._compacted_at = self._clock()
-        today = datetime.fromtimestamp(self._clock(), UTC).date()
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        self._estimate(since=now - timedelta(days=1))  # what other recorders wrote
+        today = now.date()
         try:
             for lane in self._lanes:
                 self._store.compact(lane.kind, today)
@@ -125,6 +132,7 @@ class Recorder:
 
     def run(self, every_s: float, stopping: threading.Event) -> None:
         """Writes again and again, until it is stopped. After failures it waits longer."""
+        self._estimate(since=None)
         pause_s = every_s
         while not stopping.wait(pause_s):
             more = self.write()
@@ -143,6 +151,30 @@ class Recorder:
                 logger.debug("did not leave the group: %r", error)
             lane.stream.close()
 
+    def _estimate(self, since: datetime | None) -> None:
+        """Takes in the labels that are in files."""
+        try:
+            with self._lock:
+                self._ledger.read(self._store, since)
+                self._tell_regret()
+        except Exception as error:
+            logger.error("labels cannot be read, regret is not estimated: %r", error)
+
+    def _tell_regret(self) -> None:
+        estimates = self._ledger.estimates()
+        self.stats = replace(self.stats, regret=estimates)
+        for version, estimate in estimates.items():
+            if estimate.is_broken and version not in self._broken:
+                self._broken.add(version)
+                logger.warning(
+                    "predictor %s breaks its bound: regret is at least %.3f with 95%% confidence, "
+                    "promised %.3f (%d labels); retrain, or lower router.max_regret",
+                    version,
+                    estimate.low,
+                    estimate.bound,
+                    estimate.labels,
+                )
+
     def _write(self, lane: Lane) -> bool:
         entries = lane.stream.take(self._name, self._batch, self._abandoned_ms)
         if not entries:
@@ -153,6 +185,9 @@ class Recorder:
             self._store.reject(lane.kind, [entries[at].data for at in broken], self._clock())
         files = self._store.append(lane.kind, table)
         lane.stream.done(entries)
+        if lane.kind is LABELS:
+            self._ledger.add(table)
+            self._tell_regret()
         self.stats = replace(
             self.stats,
             written=self.stats.written + len(table),

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +17,12 @@ import redis
 
 from deploy.recorder import Lane, Recorder
 from predictor import record_files
-from predictor.record_store import REQUESTS, RecordStore
+from predictor.record_store import LABELS, REQUESTS, RecordStore
 from predictor.routing_records import encode
 from router.record_stream import RecordStream
 from tests.conftest import RedisServer, start_redis
 from tests.predictor.test_record_store import NOON, files, names_in
+from tests.predictor.test_retrain import label
 from tests.predictor.test_routing_records import record
 
 
@@ -189,6 +191,42 @@ def test_days_that_are_over_are_put_together_and_forgotten(
     days = [f"{datetime.fromtimestamp(NOON - d * day_s, UTC):%Y-%m-%d}" for d in (1, 0)]
     assert [str(day) for day in store.days(REQUESTS)] == days
     assert len(files(records)) == 3  # one of yesterday, two of today
+
+
+def test_labels_that_are_written_say_what_routing_costs(
+    redis_server: RedisServer, records: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of an earlier recorder too, each once, and a broken bound is told once."""
+    stream = RecordStream(redis_server.url, "labels", longest=1000)
+
+    def recorder_of_labels(name: str) -> Recorder:
+        store = RecordStore(str(records))
+        return Recorder([Lane(LABELS, stream)], store, name=name, batch=100, clock=lambda: NOON)
+
+    lost = {"scale": 9, "agrees": [0.0, 0.0, 1.0, 1.0, 1.0], "predictor": "bad"}
+    kept = {"scale": 36, "agrees": [0.0, 0.0, 1.0, 1.0, 1.0], "predictor": "good"}
+    near = lost | {"stratum": "threshold"}  # says nothing about the traffic
+    labels = [label(row, **(lost, kept, near)[row % 3]) for row in range(180)]
+    stream.append(labels)
+    first = recorder_of_labels("first")
+    first.write_all()
+    assert [(v, e.regret, e.labels) for v, e in sorted(first.stats.regret.items())] == [
+        *(("bad", 1.0, 60), ("good", 0.0, 60)),
+    ]
+    bad, good = first.stats.regret["bad"], first.stats.regret["good"]
+    assert bad.low > bad.bound == pytest.approx(0.05)
+    assert good.low == 0.0 < good.high < 0.3
+    stream.append(labels[:3])
+    first.write_all()
+    assert first.stats.regret["bad"].labels == 60
+    told = [r.message for r in caplog.records if "breaks its bound" in r.message]
+    assert len(told) == 1
+    assert "predictor bad" in told[0]
+    second = recorder_of_labels("second")
+    stopping = threading.Event()
+    stopping.set()
+    second.run(1.0, stopping)
+    assert second.stats.regret == first.stats.regret
 
 
 RECORDER = """
