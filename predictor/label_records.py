@@ -71,17 +71,22 @@ def encode(row: Mapping[str, Any]) -> bytes:
 
 def decode(encoded: Sequence[bytes]) -> tuple[pa.Table, list[int]]:
     """A table of SCHEMA from what `encode` wrote, and the positions of what are no labels."""
-    tables, broken = [_table([])], []
+    rows, broken = [], []
     for at, data in enumerate(encoded):
         try:
-            row = json.loads(data)
-            if row.pop("format") > FORMAT:
-                raise RecordsError("A label of a later release; update the recorder first.")
-            row["features"] = np.frombuffer(base64.b64decode(row["features"]), "<f4")
-            tables.append(_table([row]))
-        except (RecordsError, ValueError, KeyError, TypeError, AttributeError):
+            rows.append((at, _row(data)))
+        except RecordsError:
             broken.append(at)
-    return pa.concat_tables(tables), broken
+    try:
+        return _table([row for _, row in rows]), broken
+    except RecordsError:  # some of them: one by one, to keep the others
+        tables = [_table([])]
+        for at, row in rows:
+            try:
+                tables.append(_table([row]))
+            except RecordsError:
+                broken.append(at)
+        return pa.concat_tables(tables), sorted(broken)
 
 
 def upgraded(table: pa.Table) -> pa.Table:
@@ -95,10 +100,21 @@ def upgraded(table: pa.Table) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
+def _row(data: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(data)
+        if row.pop("format") > FORMAT:
+            raise RecordsError("A label of a later release; update the recorder first.")
+        row["features"] = np.frombuffer(base64.b64decode(row["features"]), "<f4")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordsError("Not a label.") from error
+    return dict(row)
+
+
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     try:
         table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-    except (OverflowError, pa.ArrowException) as error:
+    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise RecordsError("Not the columns of a label.") from error
     for field in SCHEMA:
         if not field.nullable and table[field.name].null_count:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from predictor import artifact as artifacts
 from predictor import retrain as module
 from predictor.errors import OutcomesError
 from predictor.features import extract, extract_recorded
+from predictor.image_table import ImageTable
 from predictor.label_records import decode, encode
 from predictor.predictor import Predictor
 from predictor.query_features import QueryProjection
 from predictor.record_store import LABELS, RecordStore
+from predictor.records import OutcomeTable
 from predictor.registry import Registry
 from predictor.retrain import Result, fit, judge, retrain
 from predictor.routing_records import IMAGE_FEATURES, QUESTION_FEATURES, describe_question
@@ -29,9 +32,15 @@ BOUND = 0.1
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
+@cache
+def traffic() -> tuple[OutcomeTable, ImageTable]:
+    """What was asked, three questions about each picture, and what became of it."""
+    return synthetic.outcome_table(COUNT), synthetic.image_table(COUNT)
+
+
 def label(row: int, **changes: object) -> bytes:
     """What the recorder would be given of one sample of the imagined traffic."""
-    table, images = synthetic.outcome_table(COUNT), synthetic.image_table(COUNT)
+    table, images = traffic()
     asks = describe_question(table.question[row])
     known: dict[str, object] = {
         "request_id": f"{row:032x}",
@@ -58,7 +67,7 @@ def label(row: int, **changes: object) -> bytes:
         "ms": 5.0,
         "image": table.image[row],
         "image_features": IMAGE_FEATURES,
-        "features": images.values[images.images.index(table.image[row])],
+        "features": images.values[row // 3],
         "question_features": QUESTION_FEATURES,
         "question_values": asks.values,
         "named_colours": asks.colours,
@@ -238,6 +247,13 @@ def test_labels_of_other_models_releases_and_times_are_left_out(tmp_path: Path) 
         of_labels(store, model_identity="e" * 64)
     with pytest.raises(OutcomesError, match="no labels"):
         of_labels(RecordStore(str(tmp_path / "empty")))
+
+
+def test_what_is_no_label_costs_no_other() -> None:
+    broken = [b"", b"[]", label(1, scale="fine"), label(1, image=None), label(1, grid_side=2**40)]
+    table, positions = decode([label(0), *broken, label(2)])
+    assert positions == [1, 2, 3, 4, 5]
+    assert table["request_id"].to_pylist() == [f"{row:032x}" for row in (0, 2)]
 
 
 def test_of_many_labels_as_many_are_read_as_fit(store: RecordStore) -> None:
