@@ -12,8 +12,6 @@ because Ray carries it between processes. Foreign exceptions are translated wher
     ├── OverloadedError        429  overloaded, with Retry-After
     ├── DeadlineExceededError  504  deadline_exceeded
     ├── CheckpointError        500  a model folder that cannot be opened; no replica starts with it
-    ├── FeaturesGoneError      500  features_gone: a shadow label that cannot be made; never sent
-    ├── NotNowError            503  not_now: a shadow label that gives way to requests; never sent
     └── BackendError           502  backend_error
 """
 
@@ -116,14 +114,9 @@ class BackendError(ServiceError):
     default_code = "backend_error"
 
 
-class FeaturesGoneError(ServiceError):
-    """An image's features are in no cache any more, and the image is not kept."""
-
-    default_code = "features_gone"
+class FeaturesGoneError(Exception):
+    """No client sees it: an image's features are in no cache any more; the image is not kept."""
 
 
-class NotNowError(ServiceError):
-    """Somebody wants an answer; what this was gives way and may be tried again."""
-
-    default_status = 503
-    default_code = "not_now"
+class NotNowError(Exception):
+    """No client sees it: somebody wants an answer, and what this was may be tried again."""
