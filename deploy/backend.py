@@ -22,6 +22,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from deploy.shadow import ShadowStats
 from m3_backend.errors import BackendError, OverloadedError, ServiceError
 from m3_backend.messages import Event, GenerationRequest, ModelInfo
 from m3_backend.stats import BreakerState, EngineStats
@@ -124,6 +125,10 @@ class HandleBackend:
         except BaseException:  # closed early, or cancelled because the client has left
             events.cancel()  # type: ignore[no-untyped-call]
             raise
+
+    async def shadow_stats(self) -> dict[str, ShadowStats]:
+        """What became of drawn requests in every running replica, by its name."""
+        return dict(await self._handle.broadcast("shadow_stats").results_async())
 
     async def stats(self) -> dict[str, EngineStats]:
         """The engine statistics of every running replica, by its name."""

@@ -24,7 +24,9 @@ from deploy.analyze import analyze
 from deploy.keys import app as keys
 from deploy.label import label
 from deploy.offline import evaluate, train_predictor
+from deploy.predictor_commands import app as predictors
 from deploy.printing import print_decision, print_report, print_timings
+from deploy.retrain import retrain
 
 if TYPE_CHECKING:
     import httpx
@@ -142,7 +144,8 @@ def serve(
         str | None, typer.Option(help="`m3-tiny`, a folder or a Hugging Face name.")
     ] = None,
     predictor: Annotated[
-        str | None, typer.Option(help="`auto`, `none` or an artefact's folder.")
+        str | None,
+        typer.Option(help="`auto`, `none`, or the folder of an artefact or of a registry."),
     ] = None,
     set_: Settings = None,
     verbose: Annotated[bool, typer.Option(help="Show the logs of Ray and the replicas.")] = False,
@@ -163,12 +166,12 @@ def serve(
         predictor=predictor,
     )
     if settings.ray.address == "local":
-        from deploy.predictors import load_predictor  # noqa: PLC0415 - loads LightGBM
+        from deploy.predictors import check_predictor  # noqa: PLC0415 - loads LightGBM
         from router.auth import open_keys  # noqa: PLC0415
         from router.tracing import open_tracing  # noqa: PLC0415
 
         # Every ingress does all of it, but what is broken can be told at once.
-        load_predictor(settings)
+        check_predictor(settings)
         open_keys(settings.router.access)
         if (tracing := open_tracing(settings.router.telemetry)) is not None:
             tracing.close()
@@ -308,9 +311,10 @@ def version(as_json: AsJson = False) -> None:
         print(f"{name} {number}")
 
 
-for command in (label, analyze, train_predictor, evaluate):
+for command in (label, analyze, train_predictor, evaluate, retrain):
     app.command()(command)
 app.add_typer(keys, name="keys")
+app.add_typer(predictors, name="predictors")
 
 
 if __name__ == "__main__":

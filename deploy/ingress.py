@@ -15,14 +15,21 @@ from ray.serve.handle import DeploymentHandle
 from deploy import logs
 from deploy.backend import HandleBackend
 from deploy.config import Config
-from deploy.metrics import AllIngresses, Exposed, ReplicaMetrics
+from deploy.metrics import AllIngresses, Exposed, RecorderMetrics, ReplicaMetrics, ShadowMetrics
 from deploy.predictors import watch_predictor
+from deploy.recorder import RecorderStats, open_stream
+from deploy.shadow import open_queue
+from predictor.record_store import REQUESTS
 from router.access import Access
 from router.admission import Admission
+from router.draws import Draws, is_drawn, order_of
 from router.http import build_app
+from router.recording import Outbox, Recording
 from router.service import RoutingService
 from router.telemetry import Line, Telemetry, installed_version
 from router.tracing import open_tracing
+
+DRAWN_BUFFER = 64  # drawn requests that wait for Redis; they may hold their images
 
 logger = logging.getLogger("m3_router.deploy")
 
@@ -30,10 +37,17 @@ logger = logging.getLogger("m3_router.deploy")
 class Ingress:
     """Builds the app inside the replica, where the handle and the predictor are."""
 
-    def __init__(self, config: Config, model: DeploymentHandle[Any]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: DeploymentHandle[Any],
+        recorder: DeploymentHandle[Any] | None = None,
+    ) -> None:
         logs.configure(config.log_level)
         self._config = config
         self._backend = HandleBackend(model)
+        self._recorder = recorder
+        self._recording: Recording | None = None
         context = serve.get_replica_context()
         self._name = context.replica_id.unique_id
         self._deployment, self._app = context.deployment, context.app_name
@@ -60,15 +74,31 @@ class Ingress:
             config.router.planning_threads,
             ingresses=config.serve.ingress.replicas,
         )
-        service = RoutingService(self._backend, predictor, config.router, admission=admission)
+        draws = Draws(config.router.shadow) if config.shadow_labels else None
+        service = RoutingService(
+            self._backend, predictor, config.router, admission=admission, draws=draws
+        )
         replicas = ReplicaMetrics(self._backend.stats)
-        self._telemetry = telemetry = Telemetry({"ingress": self._name}, tracing)
+        recording = self._recording = open_recording(config, self._name)
+        drawing = open_drawing(config)
+        followers = [tracing, recording, drawing]
+        self._telemetry = telemetry = Telemetry({"ingress": self._name}, followers)
+        recorders = RecorderMetrics(self._ask_recorders)
+        if recording is not None:
+            telemetry.records.now = lambda: recording.counts
+            telemetry.registry.register(recorders)
+        shadows = ShadowMetrics(self._backend.shadow_stats)
+        if drawing is not None:
+            telemetry.registry.register(shadows)
         everyone = AllIngresses(telemetry.exposed, self._ask_ingresses, self._name)
         telemetry.show_instead(everyone)
         telemetry.registry.register(replicas)
 
         async def before_scrape() -> None:
-            await asyncio.gather(replicas.refresh(), everyone.refresh())
+            asked = [replicas.refresh(), everyone.refresh()]
+            asked += [] if recording is None else [recorders.refresh()]
+            asked += [] if drawing is None else [shadows.refresh()]
+            await asyncio.gather(*asked)
 
         logger.info(
             Line(
@@ -80,6 +110,7 @@ class Ingress:
                 predictor=service.predictor_version,
                 keys=config.router.access.keys != "none",
                 traces=tracing is not None,
+                records=config.records_store,
             )
         )
         return build_app(
@@ -97,10 +128,41 @@ class Ingress:
         self._admission.stop()
         return self._admission.in_flight
 
+    async def flush_records(self, timeout_s: float) -> bool:
+        """Waits until no record is in this process's memory only; whether that came true."""
+        if self._recording is None:
+            return True
+        return await asyncio.to_thread(self._recording.flush, timeout_s)
+
     async def exposed(self) -> tuple[str, list[Metric]]:
         """This replica's name and what it counts, for another one that is asked for all of it."""
         return self._name, [] if self._telemetry is None else [*self._telemetry.exposed.collect()]
 
+    async def _ask_recorders(self) -> dict[str, RecorderStats]:
+        if self._recorder is None:
+            return {}
+        return dict([await self._recorder.stats.remote()])
+
     async def _ask_ingresses(self) -> dict[str, Exposed]:
         ingresses = serve.get_deployment_handle(self._deployment, self._app)
         return dict(await ingresses.broadcast("exposed").results_async())
+
+
+def open_recording(config: Config, ingress: str) -> Recording | None:
+    """What keeps a record of every request of this ingress; None if none are kept."""
+    if config.records_store is None:
+        return None
+    return Recording(
+        open_stream(config, REQUESTS).append,
+        ingress=ingress,
+        buffer=config.records.buffer,
+        questions=config.records.questions,
+    )
+
+
+def open_drawing(config: Config) -> Outbox | None:
+    """What puts drawn requests into their queue; None if none are drawn."""
+    if not config.shadow_labels:
+        return None
+    queue = open_queue(config)
+    return Outbox(queue.append, order_of, is_drawn, buffer=DRAWN_BUFFER, what="shadow")

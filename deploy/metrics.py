@@ -11,7 +11,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from deploy.recorder import RecorderStats
+from deploy.shadow import ShadowStats
 from m3_backend.stats import EngineStats
+from predictor.regret import Estimate
 
 logger = logging.getLogger("m3_router.deploy")
 
@@ -77,6 +80,114 @@ class ReplicaMetrics(Collector):
                 for replica, stats in self.latest.items():
                     metric.add_metric([replica], value(stats))
                 yield metric
+
+
+RECORDER_GAUGES: dict[str, tuple[str, Callable[[RecorderStats], float]]] = {
+    "m3_records_stream_length": ("Records that no file holds yet.", lambda s: s.waiting),
+    "m3_recorder_failing": ("1 while records cannot be written.", lambda s: s.failing),
+}
+REGRET_GAUGES: dict[str, tuple[str, Callable[[Estimate], float]]] = {
+    "m3_regret": (
+        "Share of requests that the finest scale answers and the chosen one does not, by labels of "
+        "the uniform stratum, for each of the last predictors.",
+        lambda e: e.regret,
+    ),
+    "m3_regret_low": ("Its 95% confidence sequence: at least this.", lambda e: e.low),
+    "m3_regret_high": ("Its 95% confidence sequence: at most this.", lambda e: e.high),
+    "m3_regret_bound": ("Mean of the bounds that those choices were made at.", lambda e: e.bound),
+    "m3_regret_labels": ("Labels that the estimate is made from.", lambda e: e.labels),
+}
+RECORDER_COUNTERS: dict[str, tuple[str, Callable[[RecorderStats], float]]] = {
+    "m3_recorder_written": ("Records put into files.", lambda s: s.written),
+    "m3_recorder_files": ("Files of records written.", lambda s: s.files),
+    "m3_recorder_rejected": (
+        "Entries of the stream that are no records; they lie in `rejected/`.",
+        lambda s: s.rejected,
+    ),
+    "m3_recorder_errors": (
+        "Attempts to write records that failed; they stay on the stream.",
+        lambda s: s.errors,
+    ),
+}
+
+
+class RecorderMetrics(Collector):
+    """The statistics of every recorder when they were last asked for, labelled by recorder.
+
+    Args:
+        ask: gives the statistics of every recorder, by its name.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[Mapping[str, RecorderStats]]]) -> None:
+        self._ask = ask
+        self.latest: Mapping[str, RecorderStats] = {}
+
+    async def refresh(self) -> None:
+        """Asks the recorders. Where they do not answer in time the last figures stand."""
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                self.latest = await self._ask()
+        except Exception as error:
+            logger.warning("the recorder did not report its statistics: %r", error)
+
+    def collect(self) -> Iterator[Metric]:
+        for family, table in (
+            (GaugeMetricFamily, RECORDER_GAUGES),
+            (CounterMetricFamily, RECORDER_COUNTERS),
+        ):
+            for name, (text, value) in table.items():
+                metric = family(name, text, labels=["recorder"])
+                for recorder, stats in self.latest.items():
+                    metric.add_metric([recorder], value(stats))
+                yield metric
+        for name, (text, told) in REGRET_GAUGES.items():
+            metric = GaugeMetricFamily(name, text, labels=["recorder", "predictor"])
+            for recorder, stats in self.latest.items():
+                for version, estimate in stats.regret.items():
+                    metric.add_metric([recorder, version], told(estimate))
+            yield metric
+
+
+class ShadowMetrics(Collector):
+    """What became of drawn requests in every replica when it was last asked.
+
+    Args:
+        ask: gives the statistics of every replica, by its name.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[Mapping[str, ShadowStats]]]) -> None:
+        self._ask = ask
+        self.latest: Mapping[str, ShadowStats] = {}
+
+    async def refresh(self) -> None:
+        """Asks the replicas. Where they do not answer in time the last figures stand."""
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                self.latest = await self._ask()
+        except Exception as error:
+            logger.warning("replicas did not report their shadow labels: %r", error)
+
+    def collect(self) -> Iterator[Metric]:
+        outcomes = CounterMetricFamily(
+            "m3_shadow_draws",
+            "Drawn requests by what became of them (labelled, late, gone: without features, "
+            "failed) and by the load at which they came (low, half, full).",
+            labels=["replica", "outcome", "load"],
+        )
+        seconds = CounterMetricFamily(
+            "m3_shadow_seconds", "Time spent on shadow labels.", labels=["replica"]
+        )
+        interrupted = CounterMetricFamily(
+            "m3_shadow_interrupted",
+            "Shadow labels that were begun and gave way to requests.",
+            labels=["replica"],
+        )
+        for replica, stats in self.latest.items():
+            for (outcome, load), count in stats.outcomes.items():
+                outcomes.add_metric([replica, outcome, load], count)
+            seconds.add_metric([replica], stats.seconds)
+            interrupted.add_metric([replica], stats.interrupted)
+        yield from (outcomes, seconds, interrupted)
 
 
 Exposed = Sequence[Metric]  # what one ingress replica counts, labelled with its name

@@ -1,52 +1,79 @@
-"""Which predictor a configuration means, opened and checked against the model. No torch, no Ray."""
+"""Which predictor a configuration means, opened and checked against the model. No torch, no Ray.
+
+`auto` is what serves in this user's own registry, else what ships with the checkpoint. A named
+folder is an artefact or a registry; in a registry nothing may serve yet.
+"""
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 
 import predictor
-from deploy.config import Config
+from deploy.config import Config, state_folder
 from m3_backend.messages import ModelInfo
+from predictor.errors import ArtifactError
 from predictor.predictor import Predictor
+from predictor.registry import Registry, is_registry
 from router.reload import PredictorWatch
+
+logger = logging.getLogger("m3_router.predictor")
 
 PACKAGED = Path(predictor.__file__).parent / "artifacts"
 
 
-def find_artifact(config: Config) -> Path | None:
-    """The folder of the predictor to use, or None to do without."""
+def registry_of(config: Config) -> Registry | None:
+    """Where predictors of this configuration are published; None if it names none."""
+    if config.predictor == "auto":
+        return Registry(state_folder() / "predictors") if config.ray.address == "local" else None
+    folder = Path(config.predictor)
+    return Registry(folder) if config.predictor != "none" and is_registry(folder) else None
+
+
+def find_artifact(config: Config, model: ModelInfo | None = None) -> Path | None:
+    """The folder of the predictor to use, or None to do without.
+
+    Args:
+        model: without it, registries are not looked into.
+    """
     if config.predictor == "none":
         return None
+    registry = registry_of(config)
+    if registry is not None and model is not None:
+        link = registry.link(model.identity)
+        if link.is_symlink():
+            return link
     if config.predictor == "auto":
         name = config.model.checkpoint
         packaged = PACKAGED / name
         # A checkpoint given by its path is not one of ours, whatever its folder is called.
         return packaged if Path(name).name == name and packaged.is_dir() else None
-    return Path(config.predictor)
+    return None if registry is not None else Path(config.predictor)
 
 
-def signature(config: Config) -> object:
+def signature(config: Config, model: ModelInfo) -> object:
     """Changes when the artefact does: where it is, and its files' times, sizes and places.
 
     Raises:
         OSError: it is not there.
     """
-    folder = find_artifact(config)
+    folder = find_artifact(config, model)
     if folder is None:
         return None
     files = ((file.name, file.stat()) for file in folder.iterdir())
     return folder.resolve(), sorted((n, s.st_mtime_ns, s.st_size, s.st_ino) for n, s in files)
 
 
-def load_predictor(config: Config) -> Predictor | None:
-    """The configured predictor, whatever model it is for.
+def check_predictor(config: Config) -> None:
+    """What can be told before the model is known.
 
     Raises:
-        ArtifactError: it is missing or broken.
+        ArtifactError: a predictor is missing or broken.
     """
     folder = find_artifact(config)
-    return None if folder is None else Predictor.load(folder)
+    if folder is not None:
+        Predictor.load(folder)
 
 
 def open_predictor(config: Config, model: ModelInfo) -> Predictor | None:
@@ -55,24 +82,36 @@ def open_predictor(config: Config, model: ModelInfo) -> Predictor | None:
     Raises:
         ArtifactError: it is missing, broken, or was made for another model.
     """
-    loaded = load_predictor(config)
-    if loaded is not None:
-        loaded.require_model(model)
+    folder = find_artifact(config, model)
+    if folder is None:
+        return None
+    # A link is followed once: it may be switched while the files are read.
+    loaded = Predictor.load(folder.resolve())
+    loaded.require_model(model)
     return loaded
 
 
 def watch_predictor(config: Config, model: ModelInfo) -> PredictorWatch | None:
-    """The configured predictor and what may follow it, or None to do without.
+    """The configured predictor and what may follow it, or None to do without for good.
 
     Raises:
-        ArtifactError: it is missing, broken, or was made for another model.
+        ArtifactError: it is missing, broken, or was made for another model. Of `auto`, only what
+            ships is fatal: a release that cannot use what this user has trained starts without.
     """
-    if find_artifact(config) is None:
+    registry = registry_of(config)
+    if find_artifact(config, model) is None and registry is None:
         return None
-
-    def read() -> Predictor:
-        opened = open_predictor(config, model)
-        assert opened is not None
-        return opened
-
-    return PredictorWatch(read, partial(signature, config))
+    read, seen = partial(open_predictor, config, model), partial(signature, config, model)
+    if config.predictor != "auto":
+        return PredictorWatch(read, seen)
+    try:
+        return PredictorWatch(read, seen)
+    except ArtifactError as error:
+        if registry is None or not registry.link(model.identity).is_symlink():
+            raise
+        logger.error("the predictor in %s cannot be used: %s", registry.root, error)
+        shipped = find_artifact(config)
+        instead = None if shipped is None else Predictor.load(shipped)
+        if instead is not None:
+            instead.require_model(model)
+        return PredictorWatch(read, seen, instead=lambda: instead)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 
@@ -11,9 +12,12 @@ from ray import serve
 
 from deploy import logs
 from deploy.config import Config
+from deploy.recorder import open_stream
+from deploy.shadow import ShadowLabeller, ShadowStats, open_queue
 from m3_backend.errors import ServiceError
 from m3_backend.messages import Event, GenerationRequest, ModelInfo
 from m3_backend.stats import EngineStats
+from predictor.record_store import LABELS
 from router.telemetry import Line
 
 logger = logging.getLogger("m3_router.deploy")
@@ -36,6 +40,19 @@ class M3Replica:
         self._name = serve.get_replica_context().replica_id.unique_id
         began_s = time.monotonic()
         self._engine = open_engine(config, replica=self._name)
+        self._shadow: ShadowLabeller | None = None
+        self._stopping = threading.Event()
+        if config.shadow_labels:
+            self._shadow = ShadowLabeller(
+                open_queue(config),
+                open_stream(config, LABELS).append,
+                self._engine.scorer().scores,
+                self._idle,
+                config.router.shadow,
+                replica=self._name,
+            )
+            arguments = (self._stopping,)
+            threading.Thread(target=self._shadow.run, args=arguments, daemon=True).start()
         logger.info(
             Line(
                 message="model ready",
@@ -53,6 +70,14 @@ class M3Replica:
     async def stats(self) -> tuple[str, EngineStats]:
         """This replica's name and what its engine has done."""
         return self._name, self._engine.stats()
+
+    async def shadow_stats(self) -> tuple[str, ShadowStats]:
+        """This replica's name and what became of drawn requests."""
+        return self._name, ShadowStats() if self._shadow is None else self._shadow.stats
+
+    def _idle(self) -> bool:
+        stats = self._engine.stats()
+        return stats.running == stats.waiting == 0
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event | ServiceError]:
         """Started, Deltas, Finished; or a ServiceError as the last item.
@@ -72,5 +97,7 @@ class M3Replica:
         self._engine.stats()
 
     def __del__(self) -> None:
+        if hasattr(self, "_stopping"):
+            self._stopping.set()
         if hasattr(self, "_engine"):
             self._engine.close()

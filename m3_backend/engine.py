@@ -52,6 +52,7 @@ from m3_backend.messages import (
 from m3_backend.pace import EMPTY, AnswerLength, Line, Pace, wait_s
 from m3_backend.preparation import Preparation
 from m3_backend.prompt import Prompt
+from m3_backend.request_scoring import RequestScorer
 from m3_backend.runner import ModelRunner
 from m3_backend.sampling import choose, token_logprob
 from m3_backend.scheduler import PrefillBatch, Scheduler, Step
@@ -206,6 +207,10 @@ class TorchEngine:
                 pace=self._pace.value,
                 answer_tokens=self._answers.mean,
             )
+
+    def scorer(self) -> RequestScorer:
+        """Scores requests beside this engine, for shadow labels."""
+        return RequestScorer(self._runner, self._preparation, self._info.max_context)
 
     def close(self) -> None:
         """Stop at the next step. Requests that are still open get a BackendError."""

@@ -112,3 +112,11 @@ class CheckpointError(ServiceError):
 class BackendError(ServiceError):
     default_status = 502
     default_code = "backend_error"
+
+
+class FeaturesGoneError(Exception):
+    """No client sees it: an image's features are in no cache any more; the image is not kept."""
+
+
+class NotNowError(Exception):
+    """No client sees it: somebody wants an answer, and what this was may be tried again."""

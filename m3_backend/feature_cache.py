@@ -158,6 +158,18 @@ class FeatureCache:
         self._land(flight_key).set_result(origin)
         return lookup
 
+    def peek(self, source: FeatureSource, scale: int) -> Tensor | None:
+        """The features of `source` at `scale` if some level has them. Nobody waits for this."""
+        chain = pooling_chain(source.ladder, scale)
+        with self._lock:
+            found = self._recall(source, chain)
+        if found is None:
+            try:
+                found = self._fetch(source, chain)
+            except StoreUnavailableError:
+                return None
+        return None if found is None else pool(found, source.ladder, scale)
+
     def stats(self) -> CacheStats:
         with self._lock:
             return CacheStats(

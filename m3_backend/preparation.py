@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from torch import Tensor
+
 from m3_backend.errors import BackendError, ContextLengthError, InvalidRequestError
 from m3_backend.feature_cache import FeatureCache, FeatureSource
 from m3_backend.job import Prepared, Work
@@ -97,6 +99,10 @@ class Preparation:
         return Prepared(
             embeddings, per_image, tuple(lookups), min(work.sampling.max_tokens or room, room)
         )
+
+    def cached(self, image: ImageInput, salt: str) -> Tensor | None:
+        """An image's features at the finest scale, if they need not be computed."""
+        return self._cache.peek(self._source(image, salt), self._checkpoint.ladder.finest)
 
     def _source(self, image: ImageInput, salt: str) -> FeatureSource:
         checkpoint = self._checkpoint

@@ -30,11 +30,11 @@ from predictor.records import OutcomeSource, Target
 from predictor.success import SuccessModel
 
 FORMAT = 2
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _MODEL = "model.txt"
 _ARRAYS = "arrays.npz"
 _VOCABULARY = "vocabulary.json"
-_VERSION_DIGITS = 16
+VERSION_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +75,7 @@ def save(artifact: Artifact, folder: Path, created: str) -> str:
     content = _content(artifact, files)
     digest = _digest_of(content)
     manifest = {"sha256": digest, "created": created, "content": content}
-    files[_MANIFEST] = json.dumps(manifest, indent=1, sort_keys=True).encode()
+    files[MANIFEST] = json.dumps(manifest, indent=1, sort_keys=True).encode()
 
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def save(artifact: Artifact, folder: Path, created: str) -> str:
         for name, data in files.items():
             (new / name).write_bytes(data)
         _exchange(new, folder, old)
-    return digest[:_VERSION_DIGITS]
+    return digest[:VERSION_DIGITS]
 
 
 def require_replaceable(folder: Path) -> None:
@@ -94,11 +94,11 @@ def require_replaceable(folder: Path) -> None:
     Raises:
         ArtifactError: it is neither free, nor empty, nor an artefact.
     """
-    if not folder.exists() or (folder / _MANIFEST).is_file():
+    if not folder.exists() or (folder / MANIFEST).is_file():
         return
     if not folder.is_dir() or any(folder.iterdir()):
         raise ArtifactError(
-            f"{folder} exists and is not a predictor (it has no {_MANIFEST}); "
+            f"{folder} exists and is not a predictor (it has no {MANIFEST}); "
             "it is left as it is, name a new folder."
         )
 
@@ -122,14 +122,14 @@ def load(folder: Path) -> tuple[Artifact, str]:
     Raises:
         ArtifactError: a missing or altered file, another format, features of another version.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     content = manifest["content"]
     try:
         _require_readable(content, folder)
         artifact = _decode(content, _read_files(folder, content["files"]))
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ArtifactError(f"{folder} is not a complete predictor; train it again.") from error
-    return artifact, manifest["sha256"][:_VERSION_DIGITS]
+    return artifact, manifest["sha256"][:VERSION_DIGITS]
 
 
 def _require_readable(content: dict[str, Any], folder: Path) -> None:
@@ -210,13 +210,18 @@ def _decode(content: dict[str, Any], files: dict[str, bytes]) -> Artifact:
     )
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What an artefact says of itself; its other files are not looked at.
+
+    Raises:
+        ArtifactError: missing, altered, or no manifest.
+    """
+    path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
     except OSError as error:
         raise ArtifactError(
-            f"There is no predictor at {folder} ({_MANIFEST} cannot be read); "
+            f"There is no predictor at {folder} ({MANIFEST} cannot be read); "
             "give the folder that `train-predictor` wrote."
         ) from error
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from predictor import image_features, query_features
 from predictor.colour_names import COLOURS, named_colours
-from predictor.query_features import QueryProjection
+from predictor.query_features import QueryProjection, QuestionFeatures
 
 # Features of different versions must never meet: a model trained on one is refused with the other.
 VERSION = f"{image_features.VERSION}+{query_features.VERSION}+cross-2"
@@ -91,17 +92,36 @@ def extract(
     image: NDArray[np.float32], question: str, projection: QueryProjection
 ) -> FeatureVector:
     """All features of a question about an image whose `image_vector` is known."""
-    query = query_features.query_features(question)
+    named = named_colours(question.lower())
+    return _assembled(
+        image, query_features.query_features(question), named, projection.apply(question)
+    )
+
+
+def extract_recorded(
+    image: NDArray[np.float32], asks: QuestionFeatures, projection: QueryProjection
+) -> FeatureVector:
+    """The same from what a record keeps of the question, value by value."""
+    query = dict(zip(query_features.query_features(""), asks.values, strict=True))
+    named = {COLOURS.index(colour) for colour in asks.colours}
+    counts = dict(zip(asks.buckets, asks.counts, strict=True))
+    return _assembled(image, query, named, projection.apply_counts(counts))
+
+
+def _assembled(
+    image: NDArray[np.float32],
+    query: Mapping[str, float],
+    colours: Iterable[int],
+    projected: NDArray[np.float64],
+) -> FeatureVector:
     at = _positions()
     crosses = [
         image[at[measured]] if any(query[name] for name in asked) else image_features.MODEL_SIDE
         for asked, measured in _CROSSES.values()
     ]
-    named = _named_colours(image, question)
-    values = np.concatenate(
-        (image[_shown()], [*query.values(), *crosses, *named], projection.apply(question))
-    )
-    return FeatureVector(feature_names(projection.size), VERSION, values.astype(np.float32))
+    named = _named_colours(image, colours)
+    values = np.concatenate((image[_shown()], [*query.values(), *crosses, *named], projected))
+    return FeatureVector(feature_names(len(projected)), VERSION, values.astype(np.float32))
 
 
 @cache
@@ -133,7 +153,7 @@ def _colour_positions() -> NDArray[np.intp]:
     )
 
 
-def _named_colours(image: NDArray[np.float32], question: str) -> list[float]:
+def _named_colours(image: NDArray[np.float32], colours: Iterable[int]) -> list[float]:
     """What is known of the colours that a question names, in the order of `_NAMED`.
 
     Of several colours the smallest value counts, for the smallest must be seen; two can be compared
@@ -141,7 +161,7 @@ def _named_colours(image: NDArray[np.float32], question: str) -> list[float]:
     they lie farther apart. Without a colour, or a pair, there is nothing small to be seen: lengths
     are the picture's, covers and distances 1, and the number is 0.
     """
-    named = sorted(named_colours(question.lower()))
+    named = sorted(colours)
     covers = len(image_features.GRIDS)
     if not named:
         side = float(image_features.MODEL_SIDE)

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 VERSION = "query-1"
+
+# n-grams fall into this many buckets: enough that a question's own hardly ever share one.
+NGRAM_BUCKETS = 2**18
+_HASHED = "#"  # begins no n-gram
 
 _WORD = re.compile(r"[a-z]+|\d+")
 _LONGEST = 512  # characters read; a question says what it wants early
@@ -94,11 +100,34 @@ def ngrams(question: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class QuestionFeatures:
+    """What a predictor may see of a question, without its text.
+
+    Args:
+        values: as `query_features.query_features`, in its order.
+        colours: those that it names.
+        buckets, counts: of its n-grams, hashed; ascending buckets.
+    """
+
+    values: tuple[float, ...]
+    colours: tuple[str, ...]
+    buckets: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+def bucket_of(ngram: str) -> int:
+    """Where an n-gram is counted; the same in every process and release."""
+    return crc32(ngram.encode()) % NGRAM_BUCKETS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class QueryProjection:
     """A fitted projection of a question's n-grams to K numbers.
 
+    One that is fitted on records knows n-grams by their buckets only, `#123`.
+
     Args:
-        vocabulary: the V n-grams it knows.
+        vocabulary: the V n-grams it knows, or their buckets.
         idf: V inverse document frequencies.
         directions: V×K, the leading right singular vectors of the training questions' TF-IDF.
     """
@@ -107,12 +136,15 @@ class QueryProjection:
     idf: NDArray[np.float64]
     directions: NDArray[np.float64]
     _index: dict[str, int] = field(init=False, repr=False)
+    _buckets: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         rows = len(self.vocabulary)
         if self.idf.shape != (rows,) or self.directions.ndim != 2 or len(self.directions) != rows:
             raise ValueError(f"idf and directions must have one row for each of {rows} n-grams")
         object.__setattr__(self, "_index", {term: row for row, term in enumerate(self.vocabulary)})
+        buckets = map(_bucket_of_term, self.vocabulary)
+        object.__setattr__(self, "_buckets", {b: row for row, b in enumerate(buckets)})
 
     @property
     def size(self) -> int:
@@ -120,7 +152,25 @@ class QueryProjection:
 
     def apply(self, question: str) -> NDArray[np.float64]:
         """K coordinates of a question; zeros where it shares no n-gram with the vocabulary."""
+        if self.is_hashed:
+            return self.apply_counts(Counter(map(bucket_of, ngrams(question))))
         known = Counter(self._index[term] for term in ngrams(question) if term in self._index)
+        return self._project(known)
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether it knows buckets only."""
+        return bool(self.vocabulary) and self.vocabulary[0].startswith(_HASHED)
+
+    def apply_counts(self, counts: Mapping[int, int]) -> NDArray[np.float64]:
+        """The same for a question of which only its n-grams' buckets are known.
+
+        Of a vocabulary of n-grams those that share a bucket cannot be told apart, and the last one
+        counts: two of a hundred, where there are four thousand.
+        """
+        return self._project({self._buckets[b]: n for b, n in counts.items() if b in self._buckets})
+
+    def _project(self, known: Mapping[int, int]) -> NDArray[np.float64]:
         if not known:
             return np.zeros(self.size)
         rows = np.fromiter(known.keys(), dtype=np.intp)
@@ -137,13 +187,40 @@ class QueryProjection:
 
         Few or uniform questions give fewer directions than asked for, down to none.
         """
+        return cls._fit(sorted(set(questions)), ngrams, size, terms, seed)
+
+    @classmethod
+    def fit_counts(
+        cls,
+        questions: Iterable[Mapping[int, int]],
+        *,
+        size: int = 24,
+        terms: int = 4096,
+        seed: int = 0,
+    ) -> QueryProjection:
+        """The same from the buckets of the questions' n-grams and their counts."""
+        distinct = sorted({tuple(sorted(counts.items())) for counts in questions})
+
+        def spelled(counts: Sequence[tuple[int, int]]) -> list[str]:
+            return [f"{_HASHED}{bucket}" for bucket, count in counts for _ in range(count)]
+
+        return cls._fit(distinct, spelled, size, terms, seed)
+
+    @classmethod
+    def _fit(
+        cls,
+        distinct: Sequence[Any],
+        analyzer: Callable[[Any], Iterable[str]],
+        size: int,
+        terms: int,
+        seed: int,
+    ) -> QueryProjection:
         # Only fitting needs scikit-learn; a service that answers must not wait for its import.
         from sklearn.decomposition import TruncatedSVD  # noqa: PLC0415
         from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: PLC0415
         from threadpoolctl import threadpool_limits  # noqa: PLC0415
 
-        distinct = sorted(set(questions))
-        vectorizer = TfidfVectorizer(analyzer=ngrams, max_features=terms, sublinear_tf=True)
+        vectorizer = TfidfVectorizer(analyzer=analyzer, max_features=terms, sublinear_tf=True)
         weights = vectorizer.fit_transform(distinct)
         vocabulary = tuple(str(term) for term in vectorizer.get_feature_names_out())
         size = min(size, min(weights.shape) - 1)
@@ -152,3 +229,7 @@ class QueryProjection:
         with threadpool_limits(1):  # sums in another order would be another artefact
             svd = TruncatedSVD(size, random_state=seed).fit(weights)
         return cls(vocabulary, vectorizer.idf_, np.ascontiguousarray(svd.components_.T))
+
+
+def _bucket_of_term(term: str) -> int:
+    return int(term[1:]) if term.startswith(_HASHED) else bucket_of(term)

@@ -40,15 +40,25 @@ def select(p_success: Sequence[float], shares: Sequence[float], price: float | N
     last = len(p_success) - 1
     if price is None:
         return last
+    scores = _scores(p_success, shares, price)
+    return max(range(last + 1), key=lambda at: (scores[at], -shares[at], p_success[at]))
+
+
+def margin(p_success: Sequence[float], shares: Sequence[float], price: float) -> float:
+    """By how much the best score is above the second best: how close the choice was."""
+    best, second = sorted(_scores(p_success, shares, price), reverse=True)[:2]
+    return best - second
+
+
+def _scores(p_success: Sequence[float], shares: Sequence[float], price: float) -> list[float]:
+    last = len(p_success) - 1
     weight = min(1.0, price / WHOLE_PRICE)
     finest = p_success[last]
-
-    def worth(at: int) -> tuple[float, float, float]:
-        p, share = p_success[at], shares[at]
+    scores = []
+    for at, (p, share) in enumerate(zip(p_success, shares, strict=True)):
         regret = finest * (1.0 - p) if at < last else 0.0
-        return weight * p - (1.0 - weight) * regret - price * share, -share, p
-
-    return max(range(last + 1), key=worth)
+        scores.append(weight * p - (1.0 - weight) * regret - price * share)
+    return scores
 
 
 def select_many(

@@ -110,6 +110,7 @@ def fit_success(
     ladder: ScaleLadder,
     *,
     seed: int,
+    weights: NDArray[np.float64] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SuccessModel:
     """Fit on N samples; a tenth of the images chooses the number of trees, then all are used.
@@ -117,6 +118,7 @@ def fit_success(
     Args:
         features: N×F.
         success: N×S.
+        weights: N, of the samples; None weighs all alike.
         images: N image names; questions about one picture stay on one side of the inner split.
         progress: called with (trees grown, most trees) as it goes.
 
@@ -128,8 +130,16 @@ def fit_success(
     parameters = {**PARAMETERS, "seed": seed}
 
     held_out = np.isin(images, _tenth(images, seed)).repeat(len(ladder))
-    inner = lgb.Dataset(rows[~held_out], labels[~held_out], feature_name=columns)
-    outer = lgb.Dataset(rows[held_out], labels[held_out], feature_name=columns, reference=inner)
+    weigh = None if weights is None else weights.repeat(len(ladder))
+
+    def dataset(kept: NDArray[np.bool_] | slice, like: lgb.Dataset | None = None) -> lgb.Dataset:
+        own = None if weigh is None else weigh[kept]
+        return lgb.Dataset(
+            rows[kept], labels[kept], weight=own, feature_name=columns, reference=like
+        )
+
+    inner = dataset(~held_out)
+    outer = dataset(held_out, inner)
     stopped = lgb.train(
         parameters,
         inner,
@@ -138,7 +148,7 @@ def fit_success(
         callbacks=[lgb.early_stopping(_PATIENCE, verbose=False), _reporter(progress, 0)],
     )
     rounds = max(stopped.best_iteration, 1)
-    whole = lgb.Dataset(rows, labels, feature_name=columns)
+    whole = dataset(slice(None))
     booster = lgb.train(parameters, whole, rounds, callbacks=[_reporter(progress, _MOST_ROUNDS)])
     progress(2 * _MOST_ROUNDS, 2 * _MOST_ROUNDS)
     return SuccessModel(booster, names, ladder)

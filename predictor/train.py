@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,12 +17,35 @@ from predictor.errors import OutcomesError
 from predictor.features import extract, feature_names
 from predictor.image_table import ImageTable, open_images
 from predictor.query_features import QueryProjection
-from predictor.records import OutcomeTable, Split, Target, read_outcomes
+from predictor.records import OutcomeSource, OutcomeTable, Split, Target, read_outcomes
 from predictor.success import fit_success
 
 Progress = Callable[[str, int, int], None]
 
-_FEWEST_IMAGES = 20
+FEWEST_IMAGES = 20
+USED_SPLITS: tuple[Split, ...] = ("train", "calibrate", "threshold")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """The samples of one split, as numbers.
+
+    Args:
+        features: N×F, as `features.extract` gives them with one projection.
+        success: N×S.
+        images: N names.
+        shares: N×S image tokens as a share of the finest scale's.
+        weights: N, in learning; None weighs all alike.
+    """
+
+    features: NDArray[np.float32]
+    success: NDArray[np.bool_]
+    images: NDArray[np.object_]
+    shares: NDArray[np.float64]
+    weights: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
 
 
 def train(
@@ -68,36 +92,73 @@ def fit(
     progress: Progress = lambda stage, done, total: None,
 ) -> Artifact:
     """Train on outcomes in memory. The same table and seed give the same artefact."""
-    train_part = _part(table, "train")
-    calibrate_part = _part(table, "calibrate")
-    threshold_part = _part(table, "threshold")
-    projection = QueryProjection.fit(train_part.question.tolist(), seed=seed)
-    model = fit_success(
-        design_matrix(train_part, images, projection),
-        train_part.success(target),
-        train_part.image,
-        feature_names(projection.size),
-        table.source.ladder,
+    tables: dict[Split, OutcomeTable] = {split: _part(table, split) for split in USED_SPLITS}
+    projection = QueryProjection.fit(tables["train"].question.tolist(), seed=seed)
+    parts = {
+        split: Part(
+            design_matrix(own, images, projection),
+            own.success(target),
+            own.image,
+            token_shares(own),
+        )
+        for split, own in tables.items()
+    }
+    return fit_parts(
+        parts,
+        projection,
+        table.source,
+        target=target,
+        outcomes=table.content_hash(),
         seed=seed,
+        progress=progress,
+    )
+
+
+def fit_parts(
+    parts: Mapping[Split, Part],
+    projection: QueryProjection,
+    source: OutcomeSource,
+    *,
+    target: Target,
+    outcomes: str,
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total: None,
+) -> Artifact:
+    """Learn on one part, calibrate on another, certify on a third.
+
+    Args:
+        parts: by split, of USED_SPLITS.
+        projection: that the parts' features were made with.
+        outcomes: hash of what they were made from.
+    """
+    train_part, calibrate_part, threshold_part = (parts[split] for split in USED_SPLITS)
+    model = fit_success(
+        train_part.features,
+        train_part.success,
+        train_part.images,
+        feature_names(projection.size),
+        source.ladder,
+        seed=seed,
+        weights=train_part.weights,
         progress=lambda done, total: progress("trees", done, total),
     )
 
     progress("calibration", 0, 2)
-    raw = model.predict(design_matrix(calibrate_part, images, projection))
-    calibration = BetaCalibration.fit(raw, calibrate_part.success(target))
+    raw = model.predict(calibrate_part.features)
+    calibration = BetaCalibration.fit(raw, calibrate_part.success)
     progress("calibration", 1, 2)
-    held_out = calibration.apply(model.predict(design_matrix(threshold_part, images, projection)))
-    success = threshold_part.success(target)
-    thresholds = certify(held_out, success, threshold_part.image, token_shares(threshold_part))
+    held_out = calibration.apply(model.predict(threshold_part.features))
+    success = threshold_part.success
+    thresholds = certify(held_out, success, threshold_part.images, threshold_part.shares)
     progress("calibration", 2, 2)
     return Artifact(
-        source=table.source,
+        source=source,
         target=target,
         projection=projection,
         model=model,
         calibration=calibration,
         thresholds=thresholds,
-        outcomes=table.content_hash(),
+        outcomes=outcomes,
         metrics={
             "train_samples": float(len(train_part)),
             "calibrate_samples": float(len(calibrate_part)),
@@ -135,9 +196,9 @@ def log_loss(p_success: NDArray[np.float64], success: NDArray[np.bool_]) -> floa
 def _part(table: OutcomeTable, split: Split) -> OutcomeTable:
     part = table.part(split)
     count = len(set(part.image))
-    if count < _FEWEST_IMAGES:
+    if count < FEWEST_IMAGES:
         raise OutcomesError(
-            f"The split {split!r} has {count} pictures, at least {_FEWEST_IMAGES} are needed; "
+            f"The split {split!r} has {count} pictures, at least {FEWEST_IMAGES} are needed; "
             "label more, or assign splits again."
         )
     return part

@@ -191,6 +191,49 @@ class TelemetryConfig(BaseModel):
         return endpoint
 
 
+class ShadowConfig(BaseModel):
+    """Which requests are answered at every scale once more, behind the callers' backs, so that
+    predictors can learn from them and regret can be estimated. Needs records.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uniform_share: float = Field(
+        default=0.02,
+        ge=0.0,
+        le=1.0,
+        description="Share of requests that are drawn whatever was decided; 0 draws none.",
+    )
+    near: float = Field(
+        default=0.02,
+        ge=0.0,
+        description="Difference to the second best scale, in success, below which a choice counts "
+        "as close.",
+    )
+    near_share: float = Field(
+        default=0.1, ge=0.0, lt=1.0, description="Share of close choices that are drawn besides."
+    )
+    budget: float = Field(
+        default=0.05,
+        gt=0.0,
+        le=1.0,
+        description="Share of a replica's time that labelling may take, while it has nobody to "
+        "answer.",
+    )
+    queue_length: int = Field(
+        default=1_000, ge=1, description="Drawn requests that may wait; beyond it none is taken."
+    )
+    max_age_s: float = Field(
+        default=600.0,
+        gt=0.0,
+        description="Age from which a drawn request is given up; until then its text, not its "
+        "image, is in Redis.",
+    )
+    max_tokens: int = Field(
+        default=64, ge=1, description="Longest answer of the finest scale that is compared."
+    )
+
+
 class RouterConfig(BaseModel):
     """The `router` section of the config file."""
 
@@ -201,6 +244,7 @@ class RouterConfig(BaseModel):
     access: AccessConfig = AccessConfig()
     load: LoadConfig = LoadConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    shadow: ShadowConfig = ShadowConfig()
     max_regret: float = Field(
         default=0.05,
         ge=0.0,

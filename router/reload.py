@@ -23,18 +23,30 @@ class PredictorWatch:
     """The predictor in force.
 
     Args:
-        read: opens the predictor, checked against the model; raises if it cannot be used.
+        read: opens the predictor, checked against the model, or gives None where there is none
+            (yet, or any more); raises if it cannot be used.
         signature: changes when what `read` reads does; raises OSError if it is not there.
+        instead: gives what to begin with where that which is there is known not to be usable.
 
     Raises:
         Exception: what `read` raises: nothing starts with a predictor that cannot be used.
     """
 
-    def __init__(self, read: Callable[[], PredictorPort], signature: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        read: Callable[[], PredictorPort | None],
+        signature: Callable[[], object],
+        *,
+        instead: Callable[[], PredictorPort | None] | None = None,
+    ) -> None:
         self._read, self._signature = read, signature
         self._tried = self._last = self._signature_now()
-        self.predictor = read()
-        self.refused = False  # whether what is there now cannot be used
+        self.predictor = read() if instead is None else instead()
+        self.refused = instead is not None  # whether what is there now cannot be used
+
+    @property
+    def version(self) -> str | None:
+        return None if self.predictor is None else self.predictor.version
 
     async def keep(self, service: RoutingService) -> None:
         """Has `service` use what is in force, until it is cancelled."""
@@ -57,15 +69,14 @@ class PredictorWatch:
             self.refused = True
             logger.error(
                 "the predictor has changed and cannot be used; %s stays: %s",
-                self.predictor.version,
+                self.version or "none",
                 error,
             )
         else:
             self.refused = False
-            if new.version != self.predictor.version:
-                logger.warning(
-                    "predictor %s is in force, in place of %s", new.version, self.predictor.version
-                )
+            before, after = self.version, None if new is None else new.version
+            if after != before:
+                logger.warning("predictor %s is in force, in place of %s", after, before)
                 self.predictor = new
         self._tried = signature
 

@@ -34,10 +34,13 @@ from m3_backend.messages import (
 )
 from m3_backend.pace import Line
 from m3_backend.scales import image_tokens
+from predictor.predictor import Prediction
 from router.admission import Admission, Look, Ticket, bounds_under_load
 from router.config import RouterConfig
 from router.conversation import Conversation, read_conversation, read_images
+from router.draws import Draws
 from router.errors import ShuttingDownError
+from router.evidence import Evidence, evidence
 from router.policy import Decision, ImageCase, Limits, decide_under_load, limits_of
 from router.ports import BackendPort, PredictorPort, Replicas
 from router.remote_images import ImageFetcher
@@ -80,6 +83,7 @@ class Plan:
         cost_ms: estimated replica time to the first token, features not cached, given the image
             tokens of all images together.
         predictor: version of the predictor, or None.
+        evidence: what its record will tell of how it was decided.
     """
 
     chat: ChatRequest
@@ -92,6 +96,7 @@ class Plan:
     cost_ms: Callable[[int], float]
     info: ModelInfo
     predictor: str | None
+    evidence: Evidence
 
 
 class Answer:
@@ -146,6 +151,7 @@ class RoutingService:
         fetcher: of images behind remote URLs; None takes the configured one.
         clock: Unix time in seconds, for deadlines.
         admission: who is let in as load rises; None makes one that is configured alike.
+        draws: which requests get a shadow label; None draws none.
     """
 
     def __init__(
@@ -157,7 +163,9 @@ class RoutingService:
         fetcher: ImageFetcher | None = None,
         clock: Callable[[], float] = time.time,
         admission: Admission | None = None,
+        draws: Draws | None = None,
     ) -> None:
+        self._draws = draws
         self.config = config
         self.admission = admission or Admission(config.load, config.planning_threads)
         self._backend = backend
@@ -214,6 +222,8 @@ class RoutingService:
         self.admission.check_reachable(alone_ms, deadline - self._clock())
         ticket.planned(line, trace.routing_s or 0.0)
         request = self._generation_request(plan, trace.request_id, deadline)
+        if self._draws is not None:
+            trace.draw = self._draws.draw(request, plan.evidence)
         charge = await trace.caller.take_tokens(self._most_tokens(plan))
         trace.handed_s = trace.elapsed_s()
         answering = self._retrying.answer(
@@ -247,13 +257,14 @@ class RoutingService:
         """
         deadline = self._deadline() if deadline is None else deadline
         look = look or self.admission.look()
+        trace.pressure = look.pressure
         info = await self._backend.info()
         began_s = trace.elapsed_s()
         read = partial(parse_chat_request, body)
         plan = await self._understand(read, info, trace, deadline, look)
         trace.stream = bool(plan.chat.stream)
         trace.decision, trace.predictor = plan.decision, plan.predictor
-        trace.asked = self._facts(plan)
+        trace.asked, trace.evidence = self._facts(plan), plan.evidence
         trace.routing_s = trace.elapsed_s() - began_s - trace.fetch_s
         return plan
 
@@ -411,13 +422,15 @@ class RoutingService:
             images = read_images(conversation, self.config.images, fetched)
         salt = trace.caller.cache_salt(chat.m3.cache_salt)
         predict = partial(_predict, predictor, trace.stages, conversation.question, salt)
+        pairs = tuple(zip(images, conversation.pictures, strict=True))
+        predicted = [predict(image, picture.param) for image, picture in pairs]
         cases = tuple(
             ImageCase(
                 tokens=_tokens_per_scale(info, image),
-                p_success=predict(image, picture.param),
+                p_success=None if prediction is None else prediction.p_success,
                 detail=picture.detail,
             )
-            for image, picture in zip(images, conversation.pictures, strict=True)
+            for (image, picture), prediction in zip(pairs, predicted, strict=True)
         )
         text_tokens = conversation.text_bytes() // TEXT_BYTES_PER_TOKEN
         cost_ms = _cost_of(info, text_tokens, len(images))
@@ -439,6 +452,16 @@ class RoutingService:
             cost_ms,
             info,
             None if predictor is None else predictor.version,
+            evidence(
+                info,
+                asked.limits,
+                bounds,
+                threshold,
+                conversation.question,
+                images,
+                cases,
+                [None if prediction is None else prediction.image for prediction in predicted],
+            ),
         )
 
     def _bounds(self, predictor: PredictorPort | None, asked: Asked) -> tuple[float, ...]:
@@ -528,7 +551,7 @@ def _predict(
     salt: str,
     image: ImageInput,
     param: str,
-) -> tuple[float, ...] | None:
+) -> Prediction | None:
     if predictor is None:
         return None
     began_s = stages.now()
@@ -539,7 +562,7 @@ def _predict(
         raise InvalidImageError(error.message, param=param) from None
     stages.add(Stage.FEATURES, began_s, began_s + prediction.features_s)
     stages.add(Stage.PREDICT, began_s + prediction.features_s, stages.now())
-    return prediction.p_success
+    return prediction
 
 
 def _no_threshold(_max_regret: float) -> None:

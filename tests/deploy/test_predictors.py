@@ -14,9 +14,17 @@ from deploy.predictors import find_artifact, open_predictor, watch_predictor
 from m3_backend.messages import ModelInfo
 from predictor import artifact as artifacts
 from predictor.errors import ArtifactError
+from predictor.registry import Registry
 from predictor.train import fit
 from tests.fakes import MODEL
 from tests.predictor import synthetic
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state folder of the test's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state/m3-router/predictors"
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +98,13 @@ async def test_a_newly_trained_one_is_taken_over_from_the_same_folder(
     shutil.copytree(folder, served)
     watch = watch_predictor(load("local.yaml", {"predictor": str(served)}), model)
     assert watch is not None
-    first = watch.predictor.version
+    first = watch.version
 
     async def now() -> tuple[bool, bool]:
         """Whether another version than the first is in force, and whether one was refused."""
         for _ in range(2):
             await watch.look()
-        return watch.predictor.version != first, watch.refused
+        return watch.version != first, watch.refused
 
     old, _ = artifacts.load(folder)
     other = replace(old, source=replace(old.source, model_identity="f" * 64))
@@ -123,4 +131,58 @@ async def test_a_link_that_is_pointed_elsewhere_is_a_change(folder: Path, tmp_pa
     link.symlink_to(other)
     for _ in range(2):
         await watch.look()
-    assert watch.predictor.version == artifacts.load(other)[1]
+    assert watch.version == artifacts.load(other)[1]
+
+
+async def test_what_serves_in_this_users_registry_comes_before_what_ships(
+    folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first promotion to the last rollback, without a restart."""
+    monkeypatch.setattr(predictors, "PACKAGED", folder.parent)
+    model, registry = model_of(folder), Registry(home)
+    watch = watch_predictor(load("local.yaml"), model)
+    assert watch is not None
+    shipped = watch.version
+    better = folder.parent / "better"
+    artifacts.save(replace(artifacts.load(folder)[0], metrics={"auc": 0.5}), better, "2026-01-02")
+    version = registry.add(better).version
+
+    async def now() -> str | None:
+        for _ in range(2):
+            await watch.look()
+        return watch.version
+
+    assert await now() == shipped
+    registry.promote(version, "better")
+    assert await now() == version
+    registry.rollback(model.identity, "not after all")
+    assert await now() == shipped
+
+
+async def test_a_registry_without_a_predictor_is_waited_for(folder: Path, tmp_path: Path) -> None:
+    model, root = model_of(folder), tmp_path / "registry"
+    Registry(root).make()
+    watch = watch_predictor(load("local.yaml", {"predictor": str(root)}), model)
+    assert watch is not None
+    assert watch.version is None
+    registry = Registry(root)
+    registry.promote(registry.add(folder).version, "the first")
+    for _ in range(2):
+        await watch.look()
+    assert watch.version == artifacts.load(folder)[1]
+
+
+def test_what_an_older_release_has_trained_does_not_keep_a_newer_one_from_starting(
+    folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, registry = model_of(folder), Registry(home)
+    version = registry.add(folder)
+    registry.promote(version.version, "once")
+    (version.folder / "model.txt").write_text("of another release")
+    monkeypatch.setattr(predictors, "PACKAGED", folder.parent)
+    watch = watch_predictor(load("local.yaml"), model)
+    assert watch is not None
+    assert (watch.version, watch.refused) == (artifacts.load(folder)[1], True)
+    named = load("local.yaml", {"predictor": str(home)})
+    with pytest.raises(ArtifactError):  # here somebody has asked for it
+        watch_predictor(named, model)

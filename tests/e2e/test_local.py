@@ -19,7 +19,8 @@ from openai import OpenAI
 
 from deploy.announcement import EXAMPLES
 from deploy.config import load
-from deploy.predictors import load_predictor
+from deploy.predictors import find_artifact
+from predictor.predictor import Predictor
 from tests.conftest import unused_port
 from tests.e2e.pictures import chat, messages, picture
 from tests.e2e.service import Service, run, sandbox, start, until
@@ -58,7 +59,8 @@ def test_it_says_where_it_is_and_what_to_send(service: Service) -> None:
 
 
 def test_requests_are_routed_by_the_predictor_that_ships(service: Service) -> None:
-    shipped = load_predictor(load("local.yaml"))
+    folder = find_artifact(load("local.yaml"))
+    shipped = None if folder is None else Predictor.load(folder)
     answer = post(service, chat(picture(next(seeds))))
     assert answer.headers["x-m3-predictor"] == (shipped.version if shipped else "none")
     assert (answer.headers["x-m3-p-sufficient"] == "none") == (shipped is None)
@@ -214,4 +216,4 @@ def test_ctrl_c_leaves_nothing_behind(service: Service) -> None:
     assert service.stop() == 0
     # Ray's last processes end themselves when they see that the others have.
     assert until(lambda: not service.box.processes()), service.box.processes()
-    assert service.box.files() == []
+    assert service.box.remains() == []

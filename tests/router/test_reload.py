@@ -45,8 +45,10 @@ class Folder:
             raise FileNotFoundError
         return self.stamp
 
-    def read(self) -> FakePredictor:
+    def read(self) -> FakePredictor | None:
         self.reads += 1
+        if self.content == "":
+            return None
         if isinstance(self.content, Exception):
             raise self.content
         return Versioned(self.content)
@@ -65,7 +67,26 @@ def watch(folder: Folder) -> PredictorWatch:
 async def looks(watch: PredictorWatch, count: int = 2) -> tuple[str, bool]:
     for _ in range(count):
         await watch.look()
-    return watch.predictor.version, watch.refused
+    return watch.version or "none", watch.refused
+
+
+async def test_there_may_be_none_yet_and_none_any_more(folder: Folder) -> None:
+    folder.content = ""
+    watch = PredictorWatch(folder.read, folder.signature)
+    assert await looks(watch) == ("none", False)
+    folder.put("one")
+    assert await looks(watch) == ("one", False)
+    folder.put("")
+    assert await looks(watch) == ("none", False)
+
+
+async def test_what_is_known_to_be_broken_is_begun_without(folder: Folder) -> None:
+    folder.content = ArtifactError("broken")
+    shipped = Versioned("shipped")
+    watch = PredictorWatch(folder.read, folder.signature, instead=lambda: shipped)
+    assert await looks(watch) == ("shipped", True)
+    folder.put("two")
+    assert await looks(watch) == ("two", False)
 
 
 def test_nothing_starts_with_one_that_cannot_be_used(folder: Folder) -> None:

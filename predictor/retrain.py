@@ -1,0 +1,202 @@
+"""Samples → a candidate → its verdict → perhaps the predictor that serves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from predictor import artifact as artifacts
+from predictor.artifact import Artifact
+from predictor.errors import ArtifactError, OutcomesError
+from predictor.gate import Contestant, HeldOut, Tolerances, Verdict, decide
+from predictor.query_features import QueryProjection
+from predictor.registry import Registry
+from predictor.samples import Samples
+from predictor.train import FEWEST_IMAGES, USED_SPLITS, Part, Progress, fit_parts
+
+REPORT = "retrain.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of it.
+
+    Args:
+        version: of the candidate.
+        folder: where it is in the registry.
+        promoted: whether it serves now.
+        judged: the verdicts, by what they are on: recent traffic, the regression set.
+    """
+
+    version: str
+    folder: Path
+    promoted: bool
+    judged: dict[str, Verdict]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is refused; nothing if it is not."""
+        return [f"{on}: {why}" for on, verdict in self.judged.items() for why in verdict.refused]
+
+
+def retrain(
+    samples: Samples,
+    registry: Registry,
+    *,
+    shipped: Path | None = None,
+    regression: Samples | None = None,
+    bound: float = 0.05,
+    tolerances: Tolerances | None = None,
+    seed: int = 0,
+    promote: bool = True,
+    progress: Progress = lambda stage, done, total: None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Result:
+    """Trains a candidate, judges it against the predictor that serves and promotes it if it is
+    better. The same samples and seed give the same version and the same verdict.
+
+    Args:
+        shipped: artefact that serves where the registry has none.
+        regression: a fixed set that it must not be worse on, whatever the traffic.
+        bound: the service's own on regret.
+        promote: whether to let a better one serve.
+
+    Raises:
+        OutcomesError: too few images in some split.
+    """
+    candidate = fit(samples, seed=seed, progress=progress)
+    serving = _serving(registry, samples, shipped)
+    progress("judging", 0, 2)
+    held_out = samples.part("test")
+    judged = {"recent": judge(candidate, serving, held_out, bound, tolerances, seed)}
+    progress("judging", 1, 2)
+    if regression is not None:
+        verdict = judge(candidate, serving, regression.part("test"), bound, tolerances, seed)
+        judged["regression"] = _guards_only(verdict)
+    progress("judging", 2, 2)
+    better = all(verdict.better for verdict in judged.values())
+    report = {
+        "decision": "better" if better else "refused",
+        "reasons": [f"{on}: {why}" for on, v in judged.items() for why in v.refused],
+        "bound": bound,
+        "seed": seed,
+        "samples": {split: int((samples.splits == split).sum()) for split in _splits(samples)},
+        "uniform": int(samples.uniform.sum()),
+        "judged": {on: asdict(verdict) for on, verdict in judged.items()},
+    }
+    with TemporaryDirectory(prefix="m3-retrain-") as workspace:
+        folder = Path(workspace, "candidate")
+        version = artifacts.save(candidate, folder, clock().isoformat(timespec="seconds"))
+        (folder / REPORT).write_text(json.dumps(report, indent=1, sort_keys=True))
+        added = registry.add(folder)
+    result = Result(version, added.folder, better and promote and not added.serves, judged)
+    if result.promoted:
+        gain, confidence = judged["recent"].gain, judged["recent"].confidence
+        registry.promote(
+            version, f"retrained: {gain:+.1%} tokens saved at equal regret ({confidence:.2f} sure)"
+        )
+    return result
+
+
+def fit(
+    samples: Samples,
+    *,
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total: None,
+) -> Artifact:
+    """A predictor of the questions' buckets. Thresholds are certified on the uniform stratum only.
+
+    Raises:
+        OutcomesError: too few images in some split.
+    """
+    own = {split: samples.part(split) for split in USED_SPLITS}
+    for split in ("calibrate", "threshold"):  # shares must be those of the traffic
+        own[split] = own[split].take(own[split].uniform)
+    for split, part in own.items():
+        count = len(set(part.images))
+        if count < FEWEST_IMAGES:
+            raise OutcomesError(
+                f"The split {split!r} has {count} images of the uniform stratum, at least "
+                f"{FEWEST_IMAGES} are needed; wait for more labels, or draw more "
+                "(router.shadow.uniform_share)."
+            )
+    questions = [dict(zip(a.buckets, a.counts, strict=True)) for a in own["train"].asks]
+    projection = QueryProjection.fit_counts(questions, seed=seed)
+    parts = {
+        split: Part(part.design(projection), part.success, part.images, part.shares, part.weights)
+        for split, part in own.items()
+    }
+    return fit_parts(
+        parts,
+        projection,
+        samples.source,
+        target=samples.target,
+        outcomes=samples.content_hash(),
+        seed=seed,
+        progress=progress,
+    )
+
+
+def judge(
+    candidate: Artifact,
+    serving: Artifact | None,
+    samples: Samples,
+    bound: float,
+    tolerances: Tolerances | None,
+    seed: int,
+) -> Verdict:
+    """The verdict on a candidate by samples that it never saw.
+
+    Raises:
+        OutcomesError: too few images.
+    """
+    if len(set(samples.images)) < FEWEST_IMAGES:
+        raise OutcomesError(
+            f"{len(set(samples.images))} images are held out, at least {FEWEST_IMAGES} are needed."
+        )
+    held_out = HeldOut(
+        samples.success, samples.tokens, samples.images, samples.groups, 1 / samples.probability
+    )
+    return decide(
+        _contestant(candidate, samples),
+        None if serving is None else _contestant(serving, samples),
+        held_out,
+        bound=bound,
+        tolerances=tolerances,
+        seed=seed,
+    )
+
+
+def _contestant(artifact: Artifact, samples: Samples) -> Contestant:
+    raw = artifact.model.predict(samples.design(artifact.projection))
+    return Contestant(artifact.calibration.apply(raw), artifact.thresholds)
+
+
+def _serving(registry: Registry, samples: Samples, shipped: Path | None) -> Artifact | None:
+    """What serves that model now, if this release can use it."""
+    for folder in (registry.link(samples.source.model_identity), shipped):
+        if folder is not None and folder.exists():
+            try:
+                loaded, _ = artifacts.load(folder.resolve())
+            except ArtifactError:
+                continue
+            if loaded.source == samples.source and loaded.target == samples.target:
+                return loaded
+    return None
+
+
+def _guards_only(verdict: Verdict) -> Verdict:
+    """Of a set that is not today's traffic, only what got worse counts."""
+    refused = tuple(why for why in verdict.refused if not why.startswith("not better"))
+    return Verdict(verdict.candidate, verdict.serving, verdict.gain, verdict.confidence, refused)
+
+
+def _splits(samples: Samples) -> list[Any]:
+    return sorted(np.unique(samples.splits.astype(str)).tolist())
