@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deploy import logs
+from deploy.announcement import EXAMPLES
 from deploy.backend import HandleBackend
 from deploy.config import Config
 from deploy.metrics import AllIngresses, Exposed, ReplicaMetrics
@@ -88,6 +89,7 @@ class Ingress:
             access=access,
             before_scrape=before_scrape,
             background=None if watch is None else partial(watch.keep, service),
+            examples=EXAMPLES,
         )
 
     async def stop(self) -> int:

@@ -182,6 +182,11 @@ class RoutingService:
     def predictor_version(self) -> str | None:
         return None if self._predictor is None else self._predictor.version
 
+    @property
+    def regret_bounds(self) -> tuple[float, ...]:
+        """Those that a price is certified for, ascending; none without a predictor."""
+        return () if self._predictor is None else self._predictor.regret_bounds
+
     async def info(self) -> ModelInfo:
         """The model behind the backend."""
         return await self._backend.info()
