@@ -46,7 +46,7 @@ def run() -> None:
                 otlp_endpoint=None if ratio is None else f"http://127.0.0.1:{port}",
                 sample_ratio=ratio or 0.0,
             )
-            telemetry = Telemetry({"ingress": "one"}, open_tracing(config))
+            telemetry = Telemetry({"ingress": "one"}, [open_tracing(config)])
             rows.append({"way": way, **microseconds(telemetry)})
             telemetry.close()
     finally:

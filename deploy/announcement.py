@@ -20,6 +20,8 @@ def ready_message(config: Config, logs: Path | None) -> str:
     host = "127.0.0.1" if config.serve.host in ("0.0.0.0", "::") else config.serve.host
     url = f"http://{host}:{config.serve.port}"
     where = f"Logs while it runs: {logs}\n" if logs else ""
+    if config.records_store is not None:
+        where += f"Records of requests (docs/records.md): {config.records_store}\n"
     where += f"{OPEN_TO_ALL}\n" if config.is_open_to_all else ""
     return f"""
 m3-router is ready at {url} with {config.model.checkpoint}. Stop it with Ctrl-C.

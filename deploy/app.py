@@ -16,6 +16,7 @@ from ray.serve.schema import LoggingConfig
 
 from deploy.config import OPEN_TO_ALL, Config, load
 from deploy.ingress import Ingress
+from deploy.recorder_replica import RecorderReplica
 from deploy.replica import M3Replica
 
 logger = logging.getLogger("m3_router.deploy")
@@ -93,4 +94,13 @@ def application(config: Config) -> serve.Application:
         graceful_shutdown_wait_loop_s=DRAIN_LOOK_S,
         graceful_shutdown_timeout_s=config.serve.drain_s,
     )(serve.ingress()(Ingress))
-    return front.bind(config, replica.bind(config))
+    if config.records_store is None:
+        return front.bind(config, replica.bind(config))
+    recorder = serve.deployment(
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},  # it mostly waits
+        max_constructor_retry_count=attempts,
+        health_check_period_s=HEALTH_PERIOD_S,
+        logging_config=LOGGING,
+    )(RecorderReplica)
+    return front.bind(config, replica.bind(config), recorder.bind(config))

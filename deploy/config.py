@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -82,6 +83,33 @@ class CacheConfig(Section):
     ttl_s: int = Field(default=24 * 3600, ge=1)
     secret: SecretStr = Field(default=SecretStr(""), max_length=64)
     private_memory: ByteSize = Field(default=ByteSize(256 * 2**20), ge=2**20)
+
+
+class RecordsConfig(Section):
+    """Records of requests: what the dashboard shows and predictors learn from (docs/records.md).
+
+    Args:
+        store: where they are kept: "auto" is a folder in this user's state directory where Ray is
+            local, and nowhere on a cluster; "none" keeps none; else an absolute folder that the
+            recorder's node has, or a URL that fsspec knows (s3://bucket/records).
+        redis: the Redis that they pass through: "cache" takes the cache's; else a URL. Acknowledged
+            records are as safe there as its own persistence makes them; the private one has none.
+        stream_length: records that may wait there for the recorder; beyond it none is taken.
+        buffer: records that an ingress holds while Redis takes none; beyond it they are dropped.
+        every_s: how often the recorder writes a file.
+        batch: most records in a file.
+        retention_days: whole days that are kept; null keeps all.
+        questions: also keep the text of questions.
+    """
+
+    store: str = "auto"
+    redis: str = "cache"
+    stream_length: int = Field(default=20_000, ge=1)
+    buffer: int = Field(default=2_000, ge=1)
+    every_s: float = Field(default=5.0, gt=0)
+    batch: int = Field(default=5_000, ge=1)
+    retention_days: int | None = Field(default=90, ge=1)
+    questions: bool = False
 
 
 class IngressConfig(Section):
@@ -194,6 +222,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     predictor: str = "auto"
     cache: CacheConfig = CacheConfig()
+    records: RecordsConfig = RecordsConfig()
     router: RouterConfig = RouterConfig()
     serve: ServeConfig = ServeConfig()
     ray: RayConfig = RayConfig()
@@ -205,6 +234,16 @@ class Config(Section):
             raise ValueError(
                 "cache.redis: a private Redis is for ray.address 'local'; give a URL that all "
                 "nodes reach, or 'none'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def records_have_a_stream(self) -> Config:
+        kept = self.records.store not in ("auto", "none")
+        if kept and self.records.redis == "cache" and self.cache.redis == "none":
+            raise ValueError(
+                "records.redis: records pass through a Redis; name one, or cache.redis, or set "
+                "records.store to 'none'"
             )
         return self
 
@@ -250,9 +289,29 @@ class Config(Section):
         """The Redis that replicas share, if there is one. (A private one has its URL put here.)"""
         return None if self.cache.redis in ("private", "none") else self.cache.redis
 
+    @property
+    def records_redis_url(self) -> str | None:
+        """The Redis that records pass through, if there is one."""
+        return self.redis_url if self.records.redis == "cache" else self.records.redis
+
+    @property
+    def records_store(self) -> str | None:
+        """The folder or URL that records are kept in; None if none are."""
+        if self.records.store == "none" or self.records_redis_url is None:
+            return None
+        if self.records.store == "auto":
+            return str(state_folder() / "records") if self.ray.address == "local" else None
+        return self.records.store
+
     def with_changes(self, changes: Mapping[str, Any]) -> Config:
         """A copy with dotted keys replaced, e.g. {"serve.port": 8001}. Raises ConfigError."""
         return parse(_merge(self.model_dump(), changes), source="the command line")
+
+
+def state_folder() -> Path:
+    """Where this user's own service keeps what outlives it."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".local/state") / "m3-router"
 
 
 def load(name: str | Path, changes: Mapping[str, Any] | None = None) -> Config:

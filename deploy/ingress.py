@@ -16,11 +16,14 @@ from deploy import logs
 from deploy.announcement import EXAMPLES
 from deploy.backend import HandleBackend
 from deploy.config import Config
-from deploy.metrics import AllIngresses, Exposed, ReplicaMetrics
+from deploy.metrics import AllIngresses, Exposed, RecorderMetrics, ReplicaMetrics
 from deploy.predictors import watch_predictor
+from deploy.recorder import RecorderStats, open_stream
+from predictor.record_store import REQUESTS
 from router.access import Access
 from router.admission import Admission
 from router.http import build_app
+from router.recording import Recording
 from router.service import RoutingService
 from router.telemetry import Line, Telemetry, installed_version
 from router.tracing import open_tracing
@@ -31,10 +34,17 @@ logger = logging.getLogger("m3_router.deploy")
 class Ingress:
     """Builds the app inside the replica, where the handle and the predictor are."""
 
-    def __init__(self, config: Config, model: DeploymentHandle[Any]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        model: DeploymentHandle[Any],
+        recorder: DeploymentHandle[Any] | None = None,
+    ) -> None:
         logs.configure(config.log_level)
         self._config = config
         self._backend = HandleBackend(model)
+        self._recorder = recorder
+        self._recording: Recording | None = None
         context = serve.get_replica_context()
         self._name = context.replica_id.unique_id
         self._deployment, self._app = context.deployment, context.app_name
@@ -63,13 +73,20 @@ class Ingress:
         )
         service = RoutingService(self._backend, predictor, config.router, admission=admission)
         replicas = ReplicaMetrics(self._backend.stats)
-        self._telemetry = telemetry = Telemetry({"ingress": self._name}, tracing)
+        recording = self._recording = open_recording(config, self._name)
+        self._telemetry = telemetry = Telemetry({"ingress": self._name}, [tracing, recording])
+        recorders = RecorderMetrics(self._ask_recorders)
+        if recording is not None:
+            telemetry.records.now = lambda: recording.counts
+            telemetry.registry.register(recorders)
         everyone = AllIngresses(telemetry.exposed, self._ask_ingresses, self._name)
         telemetry.show_instead(everyone)
         telemetry.registry.register(replicas)
 
         async def before_scrape() -> None:
-            await asyncio.gather(replicas.refresh(), everyone.refresh())
+            asked = [replicas.refresh(), everyone.refresh()]
+            asked += [] if recording is None else [recorders.refresh()]
+            await asyncio.gather(*asked)
 
         logger.info(
             Line(
@@ -81,6 +98,7 @@ class Ingress:
                 predictor=service.predictor_version,
                 keys=config.router.access.keys != "none",
                 traces=tracing is not None,
+                records=config.records_store,
             )
         )
         return build_app(
@@ -99,10 +117,33 @@ class Ingress:
         self._admission.stop()
         return self._admission.in_flight
 
+    async def flush_records(self, timeout_s: float) -> bool:
+        """Waits until no record is in this process's memory only; whether that came true."""
+        if self._recording is None:
+            return True
+        return await asyncio.to_thread(self._recording.flush, timeout_s)
+
     async def exposed(self) -> tuple[str, list[Metric]]:
         """This replica's name and what it counts, for another one that is asked for all of it."""
         return self._name, [] if self._telemetry is None else [*self._telemetry.exposed.collect()]
 
+    async def _ask_recorders(self) -> dict[str, RecorderStats]:
+        if self._recorder is None:
+            return {}
+        return dict([await self._recorder.stats.remote()])
+
     async def _ask_ingresses(self) -> dict[str, Exposed]:
         ingresses = serve.get_deployment_handle(self._deployment, self._app)
         return dict(await ingresses.broadcast("exposed").results_async())
+
+
+def open_recording(config: Config, ingress: str) -> Recording | None:
+    """What keeps a record of every request of this ingress; None if none are kept."""
+    if config.records_store is None:
+        return None
+    return Recording(
+        open_stream(config, REQUESTS).append,
+        ingress=ingress,
+        buffer=config.records.buffer,
+        questions=config.records.questions,
+    )

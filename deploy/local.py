@@ -40,6 +40,7 @@ MODULE_OF_ERROR = re.compile(r"^(\w+\.)+(?=\w+: )")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 LOOK_S = 0.1  # between two looks at what is still to be answered
+FLUSH_S = 5.0
 QUIET_LOOKS = 3  # in a row; the last answers are still on their way through Ray's proxy
 logger = logging.getLogger("m3_router.deploy")
 
@@ -252,6 +253,8 @@ def application_running(config: Config, say: Say, stop: StopSignals) -> Iterator
         yield
     finally:
         drain(config.serve.drain_s, stop, say)
+        if config.records_store is not None:
+            flush_records()
         if config.ray.address != "local":  # a local Ray goes as a whole, and faster
             serve.delete(APP_NAME)
 
@@ -278,6 +281,21 @@ def drain(patience_s: float, stop: StopSignals, say: Say) -> None:
             time.sleep(min(LOOK_S, max(left_s, 0.0)))
     except Exception as error:  # time is up, or there is nobody to ask; stopping goes on
         logger.debug("not waiting for requests any more: %r", error)
+
+
+def flush_records() -> None:
+    """Gets what is left in memory and on the stream into files; a private Redis keeps nothing."""
+    from ray import serve  # noqa: PLC0415
+
+    from deploy.app import APP_NAME  # noqa: PLC0415
+
+    try:
+        ingress = serve.get_deployment_handle("Ingress", APP_NAME)
+        ingress.broadcast("flush_records", FLUSH_S).results(timeout_s=2 * FLUSH_S)
+        recorder = serve.get_deployment_handle("RecorderReplica", APP_NAME)
+        recorder.flush.remote().result(timeout_s=2 * FLUSH_S)
+    except Exception as error:  # there is nobody to ask; stopping goes on
+        logger.warning("the last records may be lost: %r", error)
 
 
 def _why_not_started(app_name: str) -> str:

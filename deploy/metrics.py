@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from deploy.recorder import RecorderStats
 from m3_backend.stats import EngineStats
 
 logger = logging.getLogger("m3_router.deploy")
@@ -76,6 +77,55 @@ class ReplicaMetrics(Collector):
                 metric = family(name, text, labels=["replica"])
                 for replica, stats in self.latest.items():
                     metric.add_metric([replica], value(stats))
+                yield metric
+
+
+RECORDER_GAUGES: dict[str, tuple[str, Callable[[RecorderStats], float]]] = {
+    "m3_records_stream_length": ("Records that no file holds yet.", lambda s: s.waiting),
+    "m3_recorder_failing": ("1 while records cannot be written.", lambda s: s.failing),
+}
+RECORDER_COUNTERS: dict[str, tuple[str, Callable[[RecorderStats], float]]] = {
+    "m3_recorder_written": ("Records put into files.", lambda s: s.written),
+    "m3_recorder_files": ("Files of records written.", lambda s: s.files),
+    "m3_recorder_rejected": (
+        "Entries of the stream that are no records; they lie in `rejected/`.",
+        lambda s: s.rejected,
+    ),
+    "m3_recorder_errors": (
+        "Attempts to write records that failed; they stay on the stream.",
+        lambda s: s.errors,
+    ),
+}
+
+
+class RecorderMetrics(Collector):
+    """The statistics of every recorder when they were last asked for, labelled by recorder.
+
+    Args:
+        ask: gives the statistics of every recorder, by its name.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[Mapping[str, RecorderStats]]]) -> None:
+        self._ask = ask
+        self.latest: Mapping[str, RecorderStats] = {}
+
+    async def refresh(self) -> None:
+        """Asks the recorders. Where they do not answer in time the last figures stand."""
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                self.latest = await self._ask()
+        except Exception as error:
+            logger.warning("the recorder did not report its statistics: %r", error)
+
+    def collect(self) -> Iterator[Metric]:
+        for family, table in (
+            (GaugeMetricFamily, RECORDER_GAUGES),
+            (CounterMetricFamily, RECORDER_COUNTERS),
+        ):
+            for name, (text, value) in table.items():
+                metric = family(name, text, labels=["recorder"])
+                for recorder, stats in self.latest.items():
+                    metric.add_metric([recorder], value(stats))
                 yield metric
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
@@ -19,8 +19,7 @@ from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
 from deploy.config import Config
-from deploy.metrics import ReplicaMetrics
-from m3_backend.stats import EngineStats
+from deploy.metrics import RecorderMetrics, ReplicaMetrics
 from router.telemetry import Telemetry
 
 PAGE = Path(__file__).parents[1] / "docs" / "operations.md"
@@ -59,13 +58,14 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Ke
 
 
 def all_metrics() -> Iterator[Described]:
-    """Every metric of an ingress, then those of the model replicas."""
+    """Every metric of an ingress, then those of the other deployments."""
 
-    async def nobody() -> Mapping[str, EngineStats]:
+    async def nobody() -> Mapping[str, Any]:
         return {}
 
     # prometheus_client tells the labels of a metric without series nowhere else.
-    for collector in (*Telemetry().own._collector_to_names, ReplicaMetrics(nobody)):
+    own = Telemetry().own._collector_to_names
+    for collector in (*own, ReplicaMetrics(nobody), RecorderMetrics(nobody)):
         for metric, labels in _families(collector):
             name = f"{metric.name}_total" if metric.type == "counter" else metric.name
             yield Described(name, metric.type, labels, metric.documentation)

@@ -2,7 +2,8 @@
 
 ServiceError
 ├── ArtifactError  500  invalid_artifact: a predictor folder that must not be served
-└── OutcomesError  500  invalid_outcomes: a table that cannot be trained or evaluated on
+├── OutcomesError  500  invalid_outcomes: a table that cannot be trained or evaluated on
+└── RecordsError   500  invalid_records: records of requests that cannot be read or kept
 """
 
 from __future__ import annotations
@@ -16,3 +17,7 @@ class ArtifactError(ServiceError):
 
 class OutcomesError(ServiceError):
     default_code = "invalid_outcomes"
+
+
+class RecordsError(ServiceError):
+    default_code = "invalid_records"

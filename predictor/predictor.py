@@ -30,11 +30,13 @@ class Prediction:
         p_success: calibrated probability of success per scale, coarse to fine.
         features: what it was predicted from, for the record; None if the predictor keeps none.
         features_s: seconds that the features took; the rest of the call was the prediction.
+        image: everything measured of the picture, as `features.image_names`, for the record.
     """
 
     p_success: tuple[float, ...]
     features: FeatureVector | None
     features_s: float = 0.0
+    image: NDArray[np.float32] | None = None
 
 
 class Predictor:
@@ -104,7 +106,7 @@ class Predictor:
         features_s = perf_counter() - began_s
         raw = self._artifact.model.predict(features.values[None])
         p_success = self._artifact.calibration.apply(raw)[0]
-        return Prediction(tuple(p_success.tolist()), features, features_s)
+        return Prediction(tuple(p_success.tolist()), features, features_s, vector)
 
     @property
     def regret_bounds(self) -> tuple[float, ...]:

@@ -34,10 +34,12 @@ from m3_backend.messages import (
 )
 from m3_backend.pace import Line
 from m3_backend.scales import image_tokens
+from predictor.predictor import Prediction
 from router.admission import Admission, Look, Ticket, bounds_under_load
 from router.config import RouterConfig
 from router.conversation import Conversation, read_conversation, read_images
 from router.errors import ShuttingDownError
+from router.evidence import Evidence, evidence
 from router.policy import Decision, ImageCase, Limits, decide_under_load, limits_of
 from router.ports import BackendPort, PredictorPort, Replicas
 from router.remote_images import ImageFetcher
@@ -80,6 +82,7 @@ class Plan:
         cost_ms: estimated replica time to the first token, features not cached, given the image
             tokens of all images together.
         predictor: version of the predictor, or None.
+        evidence: what its record will tell of how it was decided.
     """
 
     chat: ChatRequest
@@ -92,6 +95,7 @@ class Plan:
     cost_ms: Callable[[int], float]
     info: ModelInfo
     predictor: str | None
+    evidence: Evidence
 
 
 class Answer:
@@ -252,13 +256,14 @@ class RoutingService:
         """
         deadline = self._deadline() if deadline is None else deadline
         look = look or self.admission.look()
+        trace.pressure = look.pressure
         info = await self._backend.info()
         began_s = trace.elapsed_s()
         read = partial(parse_chat_request, body)
         plan = await self._understand(read, info, trace, deadline, look)
         trace.stream = bool(plan.chat.stream)
         trace.decision, trace.predictor = plan.decision, plan.predictor
-        trace.asked = self._facts(plan)
+        trace.asked, trace.evidence = self._facts(plan), plan.evidence
         trace.routing_s = trace.elapsed_s() - began_s - trace.fetch_s
         return plan
 
@@ -416,13 +421,15 @@ class RoutingService:
             images = read_images(conversation, self.config.images, fetched)
         salt = trace.caller.cache_salt(chat.m3.cache_salt)
         predict = partial(_predict, predictor, trace.stages, conversation.question, salt)
+        pairs = tuple(zip(images, conversation.pictures, strict=True))
+        predicted = [predict(image, picture.param) for image, picture in pairs]
         cases = tuple(
             ImageCase(
                 tokens=_tokens_per_scale(info, image),
-                p_success=predict(image, picture.param),
+                p_success=None if prediction is None else prediction.p_success,
                 detail=picture.detail,
             )
-            for image, picture in zip(images, conversation.pictures, strict=True)
+            for (image, picture), prediction in zip(pairs, predicted, strict=True)
         )
         text_tokens = conversation.text_bytes() // TEXT_BYTES_PER_TOKEN
         cost_ms = _cost_of(info, text_tokens, len(images))
@@ -444,6 +451,15 @@ class RoutingService:
             cost_ms,
             info,
             None if predictor is None else predictor.version,
+            evidence(
+                info,
+                asked.limits,
+                bounds,
+                conversation.question,
+                images,
+                cases,
+                [None if prediction is None else prediction.image for prediction in predicted],
+            ),
         )
 
     def _bounds(self, predictor: PredictorPort | None, asked: Asked) -> tuple[float, ...]:
@@ -533,7 +549,7 @@ def _predict(
     salt: str,
     image: ImageInput,
     param: str,
-) -> tuple[float, ...] | None:
+) -> Prediction | None:
     if predictor is None:
         return None
     began_s = stages.now()
@@ -544,7 +560,7 @@ def _predict(
         raise InvalidImageError(error.message, param=param) from None
     stages.add(Stage.FEATURES, began_s, began_s + prediction.features_s)
     stages.add(Stage.PREDICT, began_s + prediction.features_s, stages.now())
-    return prediction.p_success
+    return prediction
 
 
 def _no_threshold(_max_regret: float) -> None:

@@ -10,20 +10,21 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from time import perf_counter
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from m3_backend.errors import ServiceError
 from m3_backend.messages import Delta, Event, Finished, Priority, Sampling, Started
 from router.access import ANYBODY, Caller
 from router.errors import translate
+from router.evidence import Evidence
 from router.policy import Decision
 from router.stages import Stages
 
@@ -89,7 +90,10 @@ class Trace:
         parent: W3C trace context that the client sent, by header.
         wall_ns: Unix time of the arrival.
         fetch_extent: when fetching of remote images began and ended.
+        evidence: what the decision was made from.
+        pressure: the load when it arrived.
         handed_s, started_s: when it was handed over, and when a replica had started on it.
+        total_s: how long it took; None while it is not over.
         trace_id: of the distributed trace that it is part of, if it is one.
     """
 
@@ -106,6 +110,8 @@ class Trace:
     decision: Decision | None = None
     predictor: str | None = None
     asked: Facts | None = None
+    evidence: Evidence | None = None
+    pressure: float | None = None
     routing_s: float | None = None
     fetch_s: float = 0.0
     priority: Priority = "interactive"
@@ -117,6 +123,7 @@ class Trace:
     ttft_s: float | None = None
     finished: Finished | None = None
     trace_id: str | None = None
+    total_s: float | None = None
     arrived: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -181,7 +188,7 @@ class Trace:
 
 
 class Follower(Protocol):
-    """Hears of requests that are over; `router.spans.Tracing` makes spans of them."""
+    """Hears of requests that are over: `router.spans.Tracing`, `router.recording.Recording`."""
 
     def follow(self, trace: Trace) -> None:
         """Must neither block nor raise; may set `trace.trace_id`."""
@@ -209,15 +216,15 @@ class Telemetry:
 
     Args:
         labels: put on every series of its own, to tell this process from others.
-        follower: told of every API request that is over, before it is logged.
+        followers: told of every API request that is over, before it is logged.
     """
 
     def __init__(
         self,
         labels: Mapping[str, str] | None = None,
-        follower: Follower | None = None,
+        followers: Sequence[Follower | None] = (),
     ) -> None:
-        self._follower = follower
+        self._followers = [each for each in followers if each is not None]
         self.own = own = CollectorRegistry()
         self.exposed: Collector = _Labelled(own, labels or {})
         self.registry = CollectorRegistry()  # what is shown; others may add theirs
@@ -354,6 +361,8 @@ class Telemetry:
         self._build.labels(installed_version(), platform.python_version()).set(1)
         self._predictor = PredictorInfo()
         own.register(self._predictor)
+        self.records = RecordCounts()
+        own.register(self.records)
 
     def show(
         self,
@@ -389,8 +398,7 @@ class Telemetry:
         self._in_flight.dec()
         steps: list[Callable[[Trace], None]] = [self._count]
         if trace.endpoint.startswith(API):
-            if self._follower is not None:
-                steps.append(self._follower.follow)
+            steps += [follower.follow for follower in self._followers]
             steps.append(_log)
         for step in steps:
             try:
@@ -400,8 +408,8 @@ class Telemetry:
 
     def close(self) -> None:
         """Sends off what is left to be told. Takes seconds at most; not for the event loop."""
-        if self._follower is not None:
-            self._follower.close()
+        for follower in self._followers:
+            follower.close()
 
     def _count_load(self, trace: Trace) -> None:
         if trace.decision is not None and trace.decision.loosened_from is not None:
@@ -458,6 +466,38 @@ class PredictorInfo(Collector):
         )
         metric.add_metric([self.version() or NONE], 1)
         yield metric
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What became of the records of an ingress: on the stream, lost, still in memory only."""
+
+    acknowledged: int = 0
+    dropped: int = 0
+    waiting: int = 0
+
+
+class RecordCounts(Collector):
+    """How an ingress stands with its records."""
+
+    def __init__(self) -> None:
+        self.now: Callable[[], Recorded] = Recorded
+
+    def collect(self) -> Iterator[Metric]:
+        counts = self.now()
+        total = CounterMetricFamily(
+            "m3_records",
+            "Records of requests by what became of them: acknowledged by the stream, or dropped.",
+            labels=["outcome"],
+        )
+        total.add_metric(["acknowledged"], counts.acknowledged)
+        total.add_metric(["dropped"], counts.dropped)
+        yield total
+        waiting = GaugeMetricFamily(
+            "m3_records_waiting", "Records in memory only, until the stream takes them.", labels=[]
+        )
+        waiting.add_metric([], counts.waiting)
+        yield waiting
 
 
 def _log(trace: Trace) -> None:

@@ -18,13 +18,14 @@ from deploy.config import PACKAGED, ConfigError, load
 
 def deployments(application: Application) -> Mapping[str, Deployment]:
     ingress = application._bound_deployment
-    model = ingress.init_args[1]._bound_deployment
-    return {deployment.name: deployment for deployment in (ingress, model)}
+    others = [argument._bound_deployment for argument in ingress.init_args[1:]]
+    return {deployment.name: deployment for deployment in (ingress, *others)}
 
 
 def test_local_is_one_of_each_without_a_gpu() -> None:
-    built = deployments(build(ServeArgs()))
-    assert set(built) == {"Ingress", "M3Replica"}
+    config = load("local.yaml", {"cache.redis": "redis://localhost"})
+    built = deployments(build(ServeArgs(config=config)))
+    assert set(built) == {"Ingress", "M3Replica", "RecorderReplica"}
     assert {d.num_replicas for d in built.values()} == {1}
     assert not built["M3Replica"].ray_actor_options.get("num_gpus")
 

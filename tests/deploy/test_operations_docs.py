@@ -99,7 +99,7 @@ def test_metrics_named_anywhere_exist() -> None:
 def test_keys_named_anywhere_exist() -> None:
     known = {key.name for key in reference.all_keys()}
     sections = {name.rsplit(".", 1)[0] for name in known}
-    dotted = re.findall(r"`((?:model|cache|router|serve|ray)\.[a-z_.]+)`", PAGE)
+    dotted = re.findall(r"`((?:model|cache|records|router|serve|ray)\.[a-z_.]+)`", PAGE)
     assert len(dotted) > 40
     assert set(dotted) - {"ray.init"} <= known | sections
 

@@ -44,6 +44,11 @@ class Sandbox:
         """Everything that was written into the two folders and is still there."""
         return [path for path in self.folder.rglob("*") if not path.is_dir()]
 
+    def remains(self) -> list[Path]:
+        """Those that are not meant to outlive the service, as records are."""
+        records = self.folder / "home/.local/state/m3-router/records"
+        return [path for path in self.files() if records not in path.parents]
+
     def processes(self) -> dict[int, str]:
         """Living processes that came from this one since: id and command line."""
         return {pid: line for pid, line in descendants().items() if pid not in self.older}

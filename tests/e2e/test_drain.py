@@ -74,7 +74,7 @@ def test_what_was_accepted_is_answered_when_the_service_is_asked_to_stop(
             text_of(answer.result(), stream=index % 2 == 1)
         assert service.process.wait(60) == 0
         assert until(lambda: not box.processes()), box.processes()
-        assert box.files() == []
+        assert box.remains() == []
         assert (503, "shutting_down") in refused
 
 

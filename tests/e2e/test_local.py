@@ -214,4 +214,4 @@ def test_ctrl_c_leaves_nothing_behind(service: Service) -> None:
     assert service.stop() == 0
     # Ray's last processes end themselves when they see that the others have.
     assert until(lambda: not service.box.processes()), service.box.processes()
-    assert service.box.files() == []
+    assert service.box.remains() == []

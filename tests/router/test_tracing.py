@@ -94,7 +94,7 @@ def traced(
 ) -> Iterator[httpx.AsyncClient]:
     """A client of an app that is traced; what is queued has been sent when this is left."""
     settings = RouterConfig(telemetry=TelemetryConfig(otlp_endpoint=url, **config))
-    telemetry = Telemetry(follower=open_tracing(settings.telemetry, "here"))
+    telemetry = Telemetry(followers=[open_tracing(settings.telemetry, "here")])
     client = client_of(build_app(RoutingService(backend, predictor, settings), telemetry))
     try:
         yield client
@@ -289,7 +289,7 @@ async def test_a_collector_that_hangs_or_is_gone_holds_nobody_up(
         for url in (slow.url, f"http://127.0.0.1:{unused_port()}"):
             settings = RouterConfig(telemetry=TelemetryConfig(otlp_endpoint=url))
             tracing = open_tracing(settings.telemetry)
-            telemetry = Telemetry(follower=tracing)
+            telemetry = Telemetry(followers=[tracing])
             app = build_app(RoutingService(FakeBackend(), None, settings), telemetry)
             async with client_of(app) as client:
                 for _ in range(60):  # more spans than are sent at once
@@ -331,7 +331,7 @@ async def test_names_are_those_of_the_conventions() -> None:
             pass
 
     service = RoutingService(FakeBackend(), FakePredictor(), RouterConfig())
-    async with client_of(build_app(service, Telemetry(follower=Remembering()))) as client:
+    async with client_of(build_app(service, Telemetry(followers=[Remembering()]))) as client:
         await client.post(CHAT, json=chat(image_part(picture()), "What?", seed=1))
     [trace] = traces
     ours = {name for name in attributes(trace) if name.startswith("gen_ai.")}

@@ -1,0 +1,66 @@
+"""What a decision was made from, kept with the request for its record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m3_backend.messages import ImageInput, ModelInfo
+from router.policy import ImageCase, Limits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SeenImage:
+    """One image before the decision.
+
+    Args:
+        digest: SHA-256 of its file, hex.
+        features: of the picture, as `predictor.features.image_names`; None if nobody looked.
+    """
+
+    digest: str
+    width: int
+    height: int
+    case: ImageCase
+    features: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """All that went into a decision, but for pixels.
+
+    Args:
+        bound: the regret bound it was made at; None where the scale was forced.
+        question: the text of the last turn. Never told to anybody unless the operator wants it.
+    """
+
+    model: ModelInfo
+    limits: Limits
+    images: tuple[SeenImage, ...]
+    bound: float | None
+    question: str
+
+
+def evidence(
+    model: ModelInfo,
+    limits: Limits,
+    bounds: Sequence[float],
+    question: str,
+    images: Sequence[ImageInput],
+    cases: Sequence[ImageCase],
+    features: Sequence[NDArray[np.float32] | None],
+) -> Evidence:
+    """What `router.service` knows when it has decided.
+
+    Args:
+        bounds: that were decided by, strict to loose.
+    """
+    seen = (
+        SeenImage(image.digest, image.width, image.height, case, vector)
+        for image, case, vector in zip(images, cases, features, strict=True)
+    )
+    bound = bounds[-1] if limits.scale is None else None
+    return Evidence(model, limits, tuple(seen), bound, question)
