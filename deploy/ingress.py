@@ -22,6 +22,7 @@ from deploy.recorder import RecorderStats, open_stream
 from predictor.record_store import REQUESTS
 from router.access import Access
 from router.admission import Admission
+from router.dashboard.looks import Looked
 from router.http import build_app
 from router.recording import Recording
 from router.service import RoutingService
@@ -39,11 +40,12 @@ class Ingress:
         config: Config,
         model: DeploymentHandle[Any],
         recorder: DeploymentHandle[Any] | None = None,
+        dashboard: DeploymentHandle[Any] | None = None,
     ) -> None:
         logs.configure(config.log_level)
         self._config = config
         self._backend = HandleBackend(model)
-        self._recorder = recorder
+        self._recorder, self._dashboard = recorder, dashboard
         self._recording: Recording | None = None
         context = serve.get_replica_context()
         self._name = context.replica_id.unique_id
@@ -108,6 +110,7 @@ class Ingress:
             before_scrape=before_scrape,
             background=None if watch is None else partial(watch.keep, service),
             examples=EXAMPLES,
+            records=None if self._dashboard is None else self._look,
         )
 
     async def stop(self) -> int:
@@ -126,6 +129,10 @@ class Ingress:
     async def exposed(self) -> tuple[str, list[Metric]]:
         """This replica's name and what it counts, for another one that is asked for all of it."""
         return self._name, [] if self._telemetry is None else [*self._telemetry.exposed.collect()]
+
+    async def _look(self, looked: Looked) -> dict[str, Any]:
+        assert self._dashboard is not None
+        return dict(await self._dashboard.show.remote(looked))
 
     async def _ask_recorders(self) -> dict[str, RecorderStats]:
         if self._recorder is None:

@@ -62,7 +62,7 @@ READY_TIMEOUT_S = 5.0
 METRICS = "/metrics"
 # No key is asked for: probes of those who keep the service alive, and the page, which is empty.
 OPEN_PATHS = {"/healthz", "/readyz"} | page.OPEN_PATHS
-OPERATORS_PATHS = {METRICS}  # what concerns all callers
+OPERATORS_PATHS = {METRICS, page.VIEW}  # what concerns all callers
 TRACE_CONTEXT = (b"traceparent", b"tracestate")
 OWNER = "m3-router"
 
@@ -84,6 +84,7 @@ def build_app(
     before_scrape: Callable[[], Awaitable[None]] | None = None,
     background: Callable[[], Coroutine[None, None, None]] | None = None,
     examples: Path | None = None,
+    records: page.Records | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The HTTP application. Closes `service` and `access` when it shuts down.
@@ -95,6 +96,7 @@ def build_app(
         before_scrape: called when somebody may see the metrics, before they are collected.
         background: runs while the application does.
         examples: folder of the playground's example pictures.
+        records: shows a view of the records, elsewhere; None where none are kept.
         clock: Unix time in seconds, for `created`.
     """
     telemetry = telemetry or Telemetry()
@@ -144,7 +146,7 @@ def build_app(
 
     _add_api(app, service, clock)
     _add_operations(app, service, access, telemetry, before_scrape)
-    page.add_page(app, service, examples)
+    page.add_page(app, service, examples, records)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 

@@ -121,6 +121,7 @@ async def test_the_setup_is_what_the_service_has(client: httpx.AsyncClient) -> N
         "max_regret": 0.05,
         "regret_bounds": [0.01, 0.05, 0.2],
         "max_image_bytes": 10 * 2**20,
+        "views": [],
     }
 
 

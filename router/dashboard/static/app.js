@@ -1,8 +1,11 @@
 // The page's frame: who looks, how it looks, whether the service is there.
 
 import { ApiError, get, hasKey, useKey } from "./api.js";
+import { cost } from "./cost.js";
+import { decisions } from "./decisions.js";
 import { el, icon, put } from "./dom.js";
 import { plural } from "./format.js";
+import { filters } from "./looking.js";
 import { playground } from "./playground.js";
 
 const LOOK_EVERY_MS = 10_000;
@@ -12,6 +15,9 @@ const ICONS = {
   light: "M8 5.2A2.8 2.8 0 1 0 8 10.8 2.8 2.8 0 1 0 8 5.2M8 1.5v1.2M8 13.3v1.2M1.5 8h1.2M13.3 8h1.2M3.4 3.4l.9.9M11.7 11.7l.9.9M3.4 12.6l.9-.9M11.7 4.3l.9-.9",
   dark: "M13.5 9.6A6 6 0 0 1 6.4 2.5 6 6 0 1 0 13.5 9.6",
 };
+
+const VIEWS = { playground: "Playground", cost: "Cost and latency", decisions: "Decisions" };
+const MAKERS = { cost, decisions };
 
 const view = document.getElementById("view");
 const state = document.getElementById("state");
@@ -37,6 +43,7 @@ function nextTheme() {
     localStorage.setItem("m3-theme", next);
   }
   showTheme();
+  made[current]?.redraw?.();
 }
 
 function say(how, words) {
@@ -93,10 +100,51 @@ function fault(error) {
   put(view, el("p", { class: "notice" }, said, el("code", {}, error.code ?? error.name)), el("p", { class: "inside" }, again));
 }
 
+let made = {}; // views by name, each made when it is first looked at
+let current = null;
+
+/** The page with its views, each behind its own address. */
+function frame(service, examples) {
+  const names = ["playground", ...service.views];
+  const pages = Object.fromEntries(names.map((name) => [name, el("div", { hidden: true })]));
+  made = {};
+  current = null;
+  put(view, Object.values(pages));
+  const links = names.map((name) => el("a", { href: address(name), on: { click: (event) => follow(event, name) } }, VIEWS[name]));
+  if (names.length > 1) put(document.getElementById("views"), links);
+
+  function address(name) {
+    const kept = new URLSearchParams(Object.entries(filters()).filter(([one]) => ["range", "key", "served"].includes(one)));
+    if (name !== "playground") kept.set("view", name);
+    return `dashboard${kept.size ? `?${kept}` : ""}`;
+  }
+
+  function follow(event, name) {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    history.pushState(null, "", address(name));
+    show();
+  }
+
+  function show() {
+    const wanted = filters().view ?? "playground";
+    const name = names.includes(wanted) ? wanted : "playground";
+    if (current !== name) made[current]?.stop?.();
+    current = name;
+    for (const [one, page] of Object.entries(pages)) page.hidden = one !== name;
+    links.forEach((link, at) => (names[at] === name ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current")));
+    document.title = name === "playground" ? "m3-router" : `${VIEWS[name]} · m3-router`;
+    made[name] ??= name === "playground" ? playground(pages[name], service, examples) : MAKERS[name](pages[name], service);
+    made[name].start?.();
+  }
+  window.onpopstate = show;
+  show();
+}
+
 async function start() {
   try {
     const [service, { examples }] = await Promise.all([setup(), get("dashboard/examples")]);
-    playground(view, service, examples);
+    frame(service, examples);
   } catch (error) {
     fault(error);
   }
@@ -116,4 +164,5 @@ showTheme();
 look();
 setInterval(look, LOOK_EVERY_MS);
 document.addEventListener("visibilitychange", look);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => made[current]?.redraw?.());
 start();

@@ -174,7 +174,7 @@ export function playground(root, service, examples) {
   }
 
   document.addEventListener("paste", (event) => {
-    const pasted = pictureOf(event.clipboardData);
+    const pasted = root.hidden ? null : pictureOf(event.clipboardData);
     if (pasted) take(pasted, pasted.name || "pasted picture");
   });
   document.addEventListener("dragover", (event) => {
@@ -187,11 +187,13 @@ export function playground(root, service, examples) {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     pictures.classList.remove("dropping");
+    if (root.hidden) return;
     const dropped = pictureOf(event.dataTransfer) ?? event.dataTransfer?.files[0];
     if (dropped) take(dropped, dropped.name);
   });
   ready();
   if (examples.length) pick(examples[0]);
+  return {};
 }
 
 function source(example) {
