@@ -1,8 +1,8 @@
 """Records → sums by time, so that a panel's query reads thousands of rows and not ten million.
 
 Every answer's record is counted once, in three resolutions: ten seconds for the last hours, five
-minutes for the last days, hours for ever. Sums of tokens are exact; durations are counted in bins of
-an eighth of an octave, so quantiles are within 4.5%.
+minutes for the last days, hours for ever. Sums of tokens are exact; durations are counted in bins
+of an eighth of an octave, so quantiles are within 4.5%.
 
 Files are read once each. A file that replaces others (compaction) brings nothing new, because each
 record's name is remembered, eight bytes each.

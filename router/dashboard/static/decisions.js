@@ -30,7 +30,7 @@ function details(row) {
   const phases = ["queue", "fetch", "encode", "prefill", "decode"].map((name) => fact(name, time(row[`${name}_ms`])));
   const stages = ["wait", "parse", "images", "features", "predict", "decide"].map((name) => fact(name, time(row[`${name}_ms`])));
   const images = row.images.map((image, at) => el("div", { class: "image" },
-    el("h3", {}, row.images.length > 1 ? `Picture ${at + 1}` : "Picture"),
+    el("h2", {}, row.images.length > 1 ? `Picture ${at + 1}` : "Picture"),
     el("dl", { class: "facts" },
       fact("size", `${image.width} × ${image.height}`), fact("scale", String(image.scale)), fact("reason", image.reason),
       fact("sufficient", image.p_sufficient === null ? null : percent(image.p_sufficient, 1)), fact("features from", image.cache),
@@ -43,8 +43,8 @@ function details(row) {
       fact("tokens", row.prompt_tokens === null ? null : `${count(row.prompt_tokens)} in, ${count(row.completion_tokens ?? 0)} out`),
       fact("ended by", row.finish_reason)),
     images,
-    el("h3", {}, "Behind the router"), el("dl", { class: "facts" }, phases),
-    el("h3", {}, "The router's own work"), el("dl", { class: "facts" }, stages));
+    el("h2", {}, "Behind the router"), el("dl", { class: "facts" }, phases),
+    el("h2", {}, "The router's own work"), el("dl", { class: "facts" }, stages));
 }
 
 export function decisions(root, service) {
