@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from m3_backend.errors import InvalidRequestError, quoted
 
-ViewName = Literal["cost", "decisions"]
+ViewName = Literal["cost", "decisions", "frontier"]
 VIEW_NAMES: tuple[ViewName, ...] = get_args(ViewName)
 LONGEST_FILTER = 200
 LONGEST_SCALE = 7  # digits
@@ -19,15 +19,30 @@ RANGES |= {"7d": (604_800, 7200), "30d": (2_592_000, 21_600)}
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What only the running service knows.
+
+    Args:
+        prefill_token_ms: replica time of one more image token, as measured at the model's start.
+        max_regret: its own bound.
+        prices: certified ones of the predictor in force, by their bound, strict to loose.
+    """
+
+    prefill_token_ms: float = 0.0
+    max_regret: float = 0.0
+    prices: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Looked:
-    """What somebody wants to see, and what only the running service knows.
+    """What somebody wants to see.
 
     Args:
         view: one of ViewName.
         range: one of RANGES.
         key, served: only requests of this API key, answered by this model.
         scale, reason, code: of decisions, likewise.
-        prefill_token_ms: replica time of one more image token, as measured at the model's start.
+        known: about the service as it runs now.
     """
 
     view: ViewName
@@ -37,10 +52,10 @@ class Looked:
     scale: int | None = None
     reason: str | None = None
     code: str | None = None
-    prefill_token_ms: float = 0.0
+    known: Known = Known()
 
 
-def read_look(view: ViewName, query: Mapping[str, str], prefill_token_ms: float) -> Looked:
+def read_look(view: ViewName, query: Mapping[str, str], known: Known) -> Looked:
     """What the query of a view's URL asks for.
 
     Raises:
@@ -67,5 +82,5 @@ def read_look(view: ViewName, query: Mapping[str, str], prefill_token_ms: float)
         scale=None if scale is None else int(scale),
         reason=query.get("reason"),
         code=query.get("code"),
-        prefill_token_ms=prefill_token_ms,
+        known=known,
     )

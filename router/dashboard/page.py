@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from m3_backend.errors import ServiceError
 from router.dashboard.examples import Examples, read_examples
 from router.dashboard.files import SECURITY, PageFile, read_files
-from router.dashboard.looks import VIEW_NAMES, Looked, read_look
+from router.dashboard.looks import VIEW_NAMES, Known, Looked, read_look
 from router.errors import Code
 from router.service import RoutingService
 
@@ -92,8 +92,12 @@ def add_page(
         name = next((name for name in VIEW_NAMES if name == view), None)
         if records is None or name is None:
             raise HTTPException(404)
-        costs = (await service.info()).costs
-        looked = read_look(name, request.query_params, costs.prefill_token_ms)
+        known = Known(
+            (await service.info()).costs.prefill_token_ms,
+            service.config.max_regret,
+            service.certified_prices,
+        )
+        looked = read_look(name, request.query_params, known)
         try:
             async with asyncio.timeout(VIEW_TIMEOUT_S):
                 shown = await records(looked)

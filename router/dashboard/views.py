@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from router.dashboard.looks import RANGES, Looked, ViewName
+from predictor.selection import select_many
+from router.dashboard.looks import RANGES, Known, Looked, ViewName
 from router.dashboard.rollups import BINS_PER_OCTAVE, ROUTER_TIMES, RollUps, level_for
 
 MS_PER_HOUR = 3_600_000.0
@@ -113,6 +114,20 @@ class _Look:
             "reasons": [row["reason"] for row in reasons],
             "codes": [row["code"] for row in codes],
         }
+
+    def frontier(self) -> dict[str, Any]:
+        """Success against tokens, as predicted for the newest pictures: fixed scales, what was
+        chosen, and what the predictor in force would choose at each certified bound.
+        """
+        rows = self._rollups.query(
+            "SELECT images, places FROM (SELECT unnest(images) AS images,"
+            " unnest(list_transform(images, lambda i: list_position(i.tokens_per_scale, i.tokens)))"
+            f" AS places FROM recent WHERE {self._where} AND code = 'ok')"
+            " WHERE images.p_success IS NOT NULL",
+            self._given,
+        )
+        known = self._looked.known
+        return _frontier(rows, known) | {"max_regret": known.max_regret}
 
     def _sql(self, select: str, table: str, rest: str = "") -> list[dict[str, Any]]:
         sql = f"SELECT {select} FROM {table}_{self._level} WHERE {self._where} {rest}"
@@ -232,7 +247,7 @@ class _Look:
 
         def policy(name: str, place: int | None, tokens: int, p: float | None) -> dict[str, Any]:
             more = tokens - totals["image_tokens"]
-            spent = totals["replica_ms"] + more * self._looked.prefill_token_ms
+            spent = totals["replica_ms"] + more * self._looked.known.prefill_token_ms
             each = spent / answered
             return {
                 "policy": name,
@@ -301,7 +316,43 @@ class _Look:
 VIEWS: dict[ViewName, Callable[[_Look], dict[str, Any]]] = {
     "cost": _Look.cost,
     "decisions": _Look.decisions,
+    "frontier": _Look.frontier,
 }
+
+
+def _frontier(rows: Sequence[Mapping[str, Any]], known: Known) -> dict[str, Any]:
+    """Of pictures with their probabilities and tokens per scale, and the place that was chosen."""
+    lengths = Counter(len(row["images"]["p_success"]) for row in rows)
+    if not rows:
+        return {"pictures": 0, "chosen": None, "fixed": [], "bounds": []}
+    length = lengths.most_common(1)[0][0]  # of the model that has answered most
+    kept = [row for row in rows if len(row["images"]["p_success"]) == length]
+    p = np.array([row["images"]["p_success"] for row in kept], dtype=np.float64)
+    tokens = np.array([row["images"]["tokens_per_scale"] for row in kept], dtype=np.float64)
+    places = np.array([row["places"] for row in kept]) - 1
+
+    def point(at: NDArray[Any]) -> dict[str, Any]:
+        which = np.arange(len(p))
+        lost = np.where(at < length - 1, p[:, -1] * (1 - p[which, at]), 0.0)
+        return {
+            "tokens": float(tokens[which, at].mean()),
+            "p": float(p[which, at].mean()),
+            "regret": float(lost.mean()),
+            "shares": (np.bincount(at, minlength=length) / len(at)).tolist(),
+        }
+
+    prices = [price for _, price in known.prices]
+    chosen = select_many(p, tokens / tokens[:, -1:], prices) if prices else np.empty((len(p), 0))
+    return {
+        "pictures": len(p),
+        "chosen": point(places),
+        "fixed": [point(np.full(len(p), place)) for place in range(length)],
+        "bounds": [
+            {"bound": bound, "changed": float((chosen[:, at] != places).mean())}
+            | point(chosen[:, at])
+            for at, (bound, _) in enumerate(known.prices)
+        ],
+    }
 
 
 def quantile(bins: Mapping[int, int], q: float) -> float | None:

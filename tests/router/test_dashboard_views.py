@@ -16,10 +16,11 @@ import pytest
 from benchmarks.synthetic_records import Plan, tables
 from m3_backend.errors import InvalidRequestError
 from predictor.record_store import REQUESTS, RecordStore
+from predictor.selection import select
 from router.auth import digest_of_key
 from router.config import RouterConfig
 from router.dashboard import page
-from router.dashboard.looks import Looked, read_look
+from router.dashboard.looks import Known, Looked, read_look
 from router.dashboard.rollups import BINS_PER_OCTAVE, RollUps
 from router.dashboard.views import Price, Views, quantile
 from router.http import build_app
@@ -102,7 +103,7 @@ def test_fixed_scales_are_what_the_same_requests_would_have_taken(
     folder: Path, views: Views
 ) -> None:
     price_ms = 0.5
-    shown = views.show(Looked("cost", "24h", prefill_token_ms=price_ms))
+    shown = views.show(Looked("cost", "24h", known=Known(price_ms)))
     router, *fixed = shown["policies"]
     totals = shown["totals"]
     answers = totals["answered"]
@@ -196,6 +197,36 @@ def test_decisions_are_the_newest_first_and_can_be_narrowed(views: Views) -> Non
     assert only["codes"] == ["backend_error", "ok", "overloaded"]
 
 
+def test_the_frontier_is_the_served_rule_on_recorded_pictures(folder: Path, views: Views) -> None:
+    prices = ((0.01, 0.008), (0.05, 0.1), (0.3, 20.0))
+    shown = views.show(Looked("frontier", "24h", known=Known(0.0, 0.05, prices)))
+    pictures = [
+        image
+        for (images,) in asked(folder, "SELECT images FROM r WHERE code = 'ok'")
+        for image in images
+    ]
+    assert shown["pictures"] == len(pictures) > 1000
+    for (bound, price), point in zip(prices, shown["bounds"], strict=True):
+        ladder = [image["tokens_per_scale"] for image in pictures]
+        places = [
+            select(image["p_success"], [t / tokens[-1] for t in tokens], price)
+            for image, tokens in zip(pictures, ladder, strict=True)
+        ]
+        spent = np.mean([tokens[at] for tokens, at in zip(ladder, places, strict=True)])
+        assert (point["bound"], point["tokens"]) == (bound, pytest.approx(spent))
+    strict, own, loose = shown["bounds"]
+    assert strict["tokens"] > own["tokens"] > loose["tokens"]
+    assert strict["regret"] < own["regret"] < loose["regret"]
+    assert own["changed"] == 0.0  # the records were made at this price
+    assert [point["tokens"] for point in shown["fixed"]] == [1, 9, 36, 144, 576]
+    assert shown["fixed"][-1]["regret"] == 0.0
+
+
+def test_the_frontier_of_nothing_is_empty(views: Views) -> None:
+    shown = views.show(Looked("frontier", "24h", key="nobody"))
+    assert (shown["pictures"], shown["bounds"]) == (0, [])
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [
@@ -208,7 +239,7 @@ def test_decisions_are_the_newest_first_and_can_be_narrowed(views: Views) -> Non
 )
 def test_what_cannot_be_asked_is_refused_by_name(query: dict[str, str], param: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        read_look("decisions", query, 0.0)
+        read_look("decisions", query, Known())
     assert refused.value.param == param
 
 
@@ -224,10 +255,14 @@ def served(views: Views | None, **config: Any) -> httpx.AsyncClient:
 
 async def test_views_over_http_are_json_of_the_same(views: Views) -> None:
     client = served(views)
-    assert (await client.get("/dashboard/setup")).json()["views"] == ["cost", "decisions"]
+    assert (await client.get("/dashboard/setup")).json()["views"] == [
+        "cost",
+        "decisions",
+        "frontier",
+    ]
     answer = await client.get("/dashboard/views/cost", params={"range": "24h"})
     token_ms = (await FakeBackend().info()).costs.prefill_token_ms
-    expected = views.show(Looked("cost", "24h", prefill_token_ms=token_ms))
+    expected = views.show(Looked("cost", "24h", known=Known(token_ms)))
     assert answer.json() == json.loads(json.dumps(expected))
     for path in ("/dashboard/views/else", "/dashboard/views/cost/"):
         assert (await client.get(path)).status_code == 404

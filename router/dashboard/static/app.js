@@ -5,6 +5,7 @@ import { cost } from "./cost.js";
 import { decisions } from "./decisions.js";
 import { el, icon, put } from "./dom.js";
 import { plural } from "./format.js";
+import { frontier } from "./frontier.js";
 import { filters } from "./looking.js";
 import { playground } from "./playground.js";
 
@@ -16,8 +17,8 @@ const ICONS = {
   dark: "M13.5 9.6A6 6 0 0 1 6.4 2.5 6 6 0 1 0 13.5 9.6",
 };
 
-const VIEWS = { playground: "Playground", cost: "Cost and latency", decisions: "Decisions" };
-const MAKERS = { cost, decisions };
+const VIEWS = { playground: "Playground", cost: "Cost and latency", decisions: "Decisions", frontier: "Frontier" };
+const MAKERS = { cost, decisions, frontier };
 
 const view = document.getElementById("view");
 const state = document.getElementById("state");
