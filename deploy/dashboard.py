@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from typing import Any
@@ -20,6 +21,7 @@ from router.telemetry import Line
 logger = logging.getLogger("m3_router.dashboard")
 
 REFRESH_S = 2.0  # between two looks for new files
+NICER = 10  # than those who answer requests, where they share a machine
 
 
 class Dashboard:
@@ -27,6 +29,7 @@ class Dashboard:
 
     def __init__(self, config: Config) -> None:
         logs.configure(config.log_level)
+        os.nice(NICER)  # this process is this replica's alone
         assert config.records_store is not None
         self._rollups = RollUps(config.records_store)
         price = Price(config.dashboard.price_per_replica_hour, config.dashboard.currency)
