@@ -52,6 +52,12 @@ function stacked(lines) {
   return sums;
 }
 
+/** Points are shown where there are too few for a line. */
+function few(values, tone) {
+  const there = values.filter((value) => value !== null).length;
+  return { show: there < 20, size: 5, fill: tone, stroke: tone };
+}
+
 /**
  * A chart that can be drawn again. `lines`: `{name, tone, values}`, `tone` a custom property.
  * Options: `stack` (bars on each other), `format` (of a value), `label` (what it shows, in words).
@@ -87,7 +93,7 @@ export function chart(options) {
       const series = order.map((index) => {
         const tone = colour(lines[index].tone);
         if (options.stack) return { stroke: tone, fill: tone, width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.82, 60], gap: 0 }) };
-        return { stroke: tone, fill: options.area ? faint(tone, 0.12) : undefined, width: 1.75, points: { show: false }, spanGaps: true, paths: uPlot.paths.linear() };
+        return { stroke: tone, fill: options.area ? faint(tone, 0.12) : undefined, width: 1.75, points: few(lines[index].values, tone), spanGaps: true, paths: uPlot.paths.linear() };
       });
       const top = highest ?? ((_, __, most) => Math.max(most * 1.08, 1e-9));
       drawn = new uPlot({

@@ -47,7 +47,7 @@ function signed(now, other) {
 function policyRow(row, router, scales, currency, most) {
   const scale = row.place === null ? null : scales[row.place - 1];
   const name = scale === null ? "router" : `always ${scale}`;
-  const tag = row.as_good ? "cheapest as good" : row.finest ? "finest" : null;
+  const tag = row.as_good ? "as good" : row.finest ? "finest" : null;
   return el("tr", { "data-rank": scale === null ? null : rank(scale, scales), class: scale === null ? "chosen" : null },
     el("th", { scope: "row" }, name, tag ? el("span", { class: "chip" }, tag) : null),
     el("td", {}, el("div", { class: "meter" },
@@ -138,13 +138,13 @@ export function cost(root, service) {
       { name: "refused", tone: "warn", values: time.refused },
       { name: "failed", tone: "bad", values: time.failed },
     ]);
-    pressure.draw(time.at, [{ name: "highest", tone: "warn", values: time.pressure }]);
+    pressure.draw(time.at, [{ name: "highest", tone: "warn", values: time.pressure }], (_, __, most) => Math.max(most * 1.08, 1));
     cache.draw(time.at, [{ name: "from memory or Redis", tone: "scale-1", values: time.hit_share }], 1);
 
     const most = Math.max(...rows.map((row) => row.tokens_per_request), 1);
     put(policies, rows.map((row) => policyRow(row, router, scales, data.currency, most)));
     const exact = `${count(totals.image_tokens)} visual tokens in ${plural(totals.answered, "answer")}, ${count(totals.finest_tokens)} had all been at the finest scale`;
-    put(explained, `${exact}: sums over the records, exact. Replica time is what replicas measured for vision tower, prefill and decode; requests in one batch share it, so it adds up to more than the clock. For fixed scales it is estimated: the difference in tokens times the prefill time of one, as measured when the model started. Queues, the network and idle replicas are not counted. “Router” is what the router took beside it. Success is predicted. Bars are drawn by the square root.`);
+    put(explained, `${exact}: sums over the records, exact. Replica time is what replicas measured for vision tower, prefill and decode; requests in one batch share it, so it adds up to more than the clock. For fixed scales it is estimated: the difference in tokens times the prefill time of one, as measured when the model started. Queues, the network and idle replicas are not counted. “Router” is what the router took beside it. Success is predicted; “as good” is the cheapest fixed scale with no less of it. Bars are drawn by the square root.`);
     put(latencies, data.latency.map((row) => el("tr", { "data-rank": rank(row.scale, scales) },
       el("th", { scope: "row" }, String(row.scale)), el("td", {}, count(row.requests)),
       el("td", {}, short(row.ttft.p50)), el("td", {}, short(row.ttft.p95)), el("td", {}, short(row.ttft.p99)), el("td", {}, short(row.total.p95)))));

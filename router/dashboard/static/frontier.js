@@ -49,7 +49,7 @@ function drawing(width, data, picked, scales) {
     svg("path", { d: path(data.fixed, at), class: "hull" }), svg("path", { d: path(data.bounds, at), class: "curve" }), bounds, fixed,
     picked ? svg("circle", { cx: at.x(picked.tokens), cy: at.y(picked.p), r: 8, class: "picked" }) : null,
     svg("circle", { cx: at.x(now.tokens), cy: at.y(now.p), r: 5.5, class: "now" }),
-    text(at.x(now.tokens), at.y(now.p) - 14, "as chosen", "middle", "name"));
+    text(at.x(now.tokens), at.y(now.p) - 20, "as chosen", "middle", "name"));
 }
 
 function signed(value, unit, digits = 0) {
