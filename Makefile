@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PACKAGES := m3_backend predictor router deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format docs bench fuzz soak tiny clean
+.PHONY: help serve test check format docs bench screenshots fuzz soak tiny clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1|/' | column -t -s '|'
@@ -27,11 +27,15 @@ format: $(INSTALLED) ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(INSTALLED) ## write the reference tables of docs/operations.md again, from the code
+docs: $(INSTALLED) ## write the tables of docs/operations.md and the Grafana dashboard again, from the code
 	$(BIN)/python -m deploy.reference
+	$(BIN)/python -m deploy.grafana_dashboard
 
 bench: $(INSTALLED) ## the benchmarks; results under benchmarks/results
 	$(BIN)/python -m benchmarks $(ARGS)
+
+screenshots: $(INSTALLED) ## pictures of the page for docs/, from a service that runs (ARGS='--url http://127.0.0.1:8000')
+	$(BIN)/python -m benchmarks.screenshots $(ARGS)
 
 fuzz: $(INSTALLED) ## random requests by /openapi.json, for minutes (FUZZ_EXAMPLES=N of each kind)
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),5000) $(BIN)/pytest tests/hostile/test_schema.py $(ARGS)

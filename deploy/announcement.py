@@ -25,7 +25,8 @@ def ready_message(config: Config, logs: Path | None) -> str:
     where += f"{OPEN_TO_ALL}\n" if config.is_open_to_all else ""
     return f"""
 m3-router is ready at {url} with {config.model.checkpoint}. Stop it with Ctrl-C.
-{where}Try it:
+{where}Playground in the browser: {url}/dashboard
+Try it:
 
 {curl_request(url, with_key=config.router.access.keys != "none")}
 """

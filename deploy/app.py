@@ -15,6 +15,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from deploy.config import OPEN_TO_ALL, Config, load
+from deploy.dashboard import Dashboard
 from deploy.ingress import Ingress
 from deploy.recorder_replica import RecorderReplica
 from deploy.replica import M3Replica
@@ -96,11 +97,14 @@ def application(config: Config) -> serve.Application:
     )(serve.ingress()(Ingress))
     if config.records_store is None:
         return front.bind(config, replica.bind(config))
-    recorder = serve.deployment(
-        num_replicas=1,
-        ray_actor_options={"num_cpus": 0},  # it mostly waits
-        max_constructor_retry_count=attempts,
-        health_check_period_s=HEALTH_PERIOD_S,
-        logging_config=LOGGING,
-    )(RecorderReplica)
-    return front.bind(config, replica.bind(config), recorder.bind(config))
+    beside: dict[str, Any] = {
+        "num_replicas": 1,
+        "ray_actor_options": {"num_cpus": 0},  # they mostly wait
+        "max_constructor_retry_count": attempts,
+        "health_check_period_s": HEALTH_PERIOD_S,
+        "logging_config": LOGGING,
+    }
+    recorder = serve.deployment(**beside)(RecorderReplica)
+    dashboard = serve.deployment(**beside)(Dashboard)
+    model_app = replica.bind(config)
+    return front.bind(config, model_app, recorder.bind(config), dashboard.bind(config))

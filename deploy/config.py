@@ -112,6 +112,19 @@ class RecordsConfig(Section):
     questions: bool = False
 
 
+class DashboardConfig(Section):
+    """What the page at /dashboard shows beside the playground, where records are kept.
+
+    Args:
+        price_per_replica_hour: what one model replica costs in an hour, for figures in money; null
+            shows tokens and replica time only.
+        currency: of that price, as ISO 4217 names it.
+    """
+
+    price_per_replica_hour: float | None = Field(default=None, gt=0)
+    currency: str = Field(default="USD", pattern="^[A-Z]{3}$")
+
+
 class IngressConfig(Section):
     """The replicas that speak HTTP, decide the scale and explain it.
 
@@ -224,6 +237,7 @@ class Config(Section):
     predictor: str = "auto"
     cache: CacheConfig = CacheConfig()
     records: RecordsConfig = RecordsConfig()
+    dashboard: DashboardConfig = DashboardConfig()
     router: RouterConfig = RouterConfig()
     serve: ServeConfig = ServeConfig()
     ray: RayConfig = RayConfig()

@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deploy import logs
+from deploy.announcement import EXAMPLES
 from deploy.backend import HandleBackend
 from deploy.config import Config
 from deploy.metrics import AllIngresses, Exposed, RecorderMetrics, ReplicaMetrics, ShadowMetrics
@@ -22,6 +23,7 @@ from deploy.shadow import open_queue
 from predictor.record_store import REQUESTS
 from router.access import Access
 from router.admission import Admission
+from router.dashboard.looks import Looked
 from router.draws import Draws, is_drawn, order_of
 from router.http import build_app
 from router.recording import Outbox, Recording
@@ -42,11 +44,12 @@ class Ingress:
         config: Config,
         model: DeploymentHandle[Any],
         recorder: DeploymentHandle[Any] | None = None,
+        dashboard: DeploymentHandle[Any] | None = None,
     ) -> None:
         logs.configure(config.log_level)
         self._config = config
         self._backend = HandleBackend(model)
-        self._recorder = recorder
+        self._recorder, self._dashboard = recorder, dashboard
         self._recording: Recording | None = None
         context = serve.get_replica_context()
         self._name = context.replica_id.unique_id
@@ -119,6 +122,8 @@ class Ingress:
             access=access,
             before_scrape=before_scrape,
             background=None if watch is None else partial(watch.keep, service),
+            examples=EXAMPLES,
+            records=None if self._dashboard is None else self._look,
         )
 
     async def stop(self) -> int:
@@ -137,6 +142,10 @@ class Ingress:
     async def exposed(self) -> tuple[str, list[Metric]]:
         """This replica's name and what it counts, for another one that is asked for all of it."""
         return self._name, [] if self._telemetry is None else [*self._telemetry.exposed.collect()]
+
+    async def _look(self, looked: Looked) -> dict[str, Any]:
+        assert self._dashboard is not None
+        return dict(await self._dashboard.show.remote(looked))
 
     async def _ask_recorders(self) -> dict[str, RecorderStats]:
         if self._recorder is None:

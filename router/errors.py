@@ -52,6 +52,7 @@ class Code(StrEnum):
     OPERATOR_ONLY = "operator_only"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
     SHUTTING_DOWN = "shutting_down"
+    RECORDS_UNAVAILABLE = "records_unavailable"
 
 
 class UnknownModelError(InvalidRequestError):

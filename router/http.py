@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar, cast
 from uuid import uuid4
 
@@ -26,6 +27,7 @@ from router import readiness
 from router.access import Access, error_headers
 from router.admission import Admission
 from router.config import AccessConfig
+from router.dashboard import page
 from router.errors import (
     ClientClosedRequestError,
     Code,
@@ -58,8 +60,9 @@ from router.telemetry import Telemetry, Trace
 T = TypeVar("T")
 READY_TIMEOUT_S = 5.0
 METRICS = "/metrics"
-OPEN_PATHS = {"/healthz", "/readyz"}  # for those who keep the service alive: no key is asked for
-OPERATORS_PATHS = {METRICS}  # what concerns all callers
+# No key is asked for: probes of those who keep the service alive, and the page, which is empty.
+OPEN_PATHS = {"/healthz", "/readyz"} | page.OPEN_PATHS
+OPERATORS_PATHS = {METRICS, page.VIEW}  # what concerns all callers
 TRACE_CONTEXT = (b"traceparent", b"tracestate")
 OWNER = "m3-router"
 
@@ -80,6 +83,8 @@ def build_app(
     access: Access | None = None,
     before_scrape: Callable[[], Awaitable[None]] | None = None,
     background: Callable[[], Coroutine[None, None, None]] | None = None,
+    examples: Path | None = None,
+    records: page.Records | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The HTTP application. Closes `service` and `access` when it shuts down.
@@ -90,6 +95,8 @@ def build_app(
             this process alone.
         before_scrape: called when somebody may see the metrics, before they are collected.
         background: runs while the application does.
+        examples: folder of the playground's example pictures.
+        records: shows a view of the records, elsewhere; None where none are kept.
         clock: Unix time in seconds, for `created`.
     """
     telemetry = telemetry or Telemetry()
@@ -139,6 +146,7 @@ def build_app(
 
     _add_api(app, service, clock)
     _add_operations(app, service, access, telemetry, before_scrape)
+    page.add_page(app, service, examples, records)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 

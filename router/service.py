@@ -190,6 +190,19 @@ class RoutingService:
     def predictor_version(self) -> str | None:
         return None if self._predictor is None else self._predictor.version
 
+    @property
+    def regret_bounds(self) -> tuple[float, ...]:
+        """Those that a price is certified for, ascending; none without a predictor."""
+        return () if self._predictor is None else self._predictor.regret_bounds
+
+    @property
+    def certified_prices(self) -> tuple[tuple[float, float], ...]:
+        """(bound, price) of the predictor in force, strict to loose."""
+        if self._predictor is None:
+            return ()
+        pairs = ((bound, self._predictor.threshold(bound)) for bound in self.regret_bounds)
+        return tuple((bound, price) for bound, price in pairs if price is not None)
+
     async def info(self) -> ModelInfo:
         """The model behind the backend."""
         return await self._backend.info()

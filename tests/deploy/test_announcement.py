@@ -16,7 +16,8 @@ from deploy.config import load
 def test_the_ready_message_names_an_address_that_can_be_reached() -> None:
     config = load("local.yaml", {"serve.host": "0.0.0.0", "serve.port": 8123})
     message = ready_message(config, None)
-    assert message.count("http://127.0.0.1:8123") == 2
+    assert message.count("http://127.0.0.1:8123") == 3
+    assert "http://127.0.0.1:8123/dashboard" in message
 
 
 def test_a_door_that_is_open_to_the_network_is_told() -> None:

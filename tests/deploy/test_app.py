@@ -25,7 +25,7 @@ def deployments(application: Application) -> Mapping[str, Deployment]:
 def test_local_is_one_of_each_without_a_gpu() -> None:
     config = load("local.yaml", {"cache.redis": "redis://localhost"})
     built = deployments(build(ServeArgs(config=config)))
-    assert set(built) == {"Ingress", "M3Replica", "RecorderReplica"}
+    assert set(built) == {"Ingress", "M3Replica", "RecorderReplica", "Dashboard"}
     assert {d.num_replicas for d in built.values()} == {1}
     assert not built["M3Replica"].ray_actor_options.get("num_gpus")
 

@@ -5,10 +5,7 @@ What it needs is installed by `npm ci` from the lock file into a cache, once.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -21,11 +18,10 @@ import pytest
 from m3_backend.errors import BackendError, InvalidRequestError, OverloadedError
 from tests.fakes import ScriptedBackend
 from tests.m3_backend.support import picture
+from tests.npm import installed
 from tests.router.support import app_of, serving
 
 SOURCES = Path(__file__).parents[1] / "js"
-FILES = ("package.json", "package-lock.json")
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "m3-router-tests"
 PATIENCE_S = 1.0  # longer than a client waits for by itself before its first retry
 
 
@@ -40,20 +36,7 @@ class Run:
 @pytest.fixture(scope="session")
 def packages() -> Path:
     """A folder with the clients in `node_modules`."""
-    if not (shutil.which("node") and shutil.which("npm")):
-        pytest.skip("node and npm are not installed")
-    lock = b"".join((SOURCES / name).read_bytes() for name in FILES)
-    folder = CACHE / f"js-{hashlib.sha256(lock).hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # several test runs may share the cache
-        if not (folder / "done").exists():
-            for name in FILES:
-                shutil.copy(SOURCES / name, folder)
-            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
-            (folder / "done").touch()
-    return folder
+    return installed(SOURCES)
 
 
 @pytest.fixture(scope="module", params=["openai", "openai-6"])

@@ -1,0 +1,1 @@
+"""The built-in page: playground and dashboard, served by the service itself."""
