@@ -135,6 +135,8 @@ class ReplicaConfig(Section):
     Args:
         replicas: how many, unless `autoscaling` says it.
         autoscaling: lets Ray Serve move their number; None keeps it.
+        affinity: send questions about a picture to the replica that had it before, unless that one
+            has more work than others; without it, Ray's own choice by the number of requests.
         num_cpus, num_gpus: what each reserves in Ray's books; num_gpus also makes that many visible
             to it.
         max_ongoing_requests: requests sent to one replica at once; None takes four times
@@ -149,6 +151,7 @@ class ReplicaConfig(Section):
 
     replicas: int = Field(default=1, ge=1)
     autoscaling: Autoscaling | None = None
+    affinity: bool = True
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     max_ongoing_requests: int | None = Field(default=None, ge=1)

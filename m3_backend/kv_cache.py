@@ -111,17 +111,21 @@ class TokenCache:
         ends = np.cumsum([span.new for span in spans])
         single = [at for at, span in enumerate(spans) if span.new == 1]
         last = ends - 1
+        singles = self._gather(spans, single, last)
+        all_single = len(single) == len(spans)
         return Plan(
             rows=self._tensor(np.concatenate([s.table[s.cached : s.end] for s in spans])),
             positions=self._tensor(np.concatenate([np.arange(s.cached, s.end) for s in spans])),
             last=self._tensor(last),
-            singles=self._gather(spans, single, last),
+            singles=singles,
             several=tuple(
                 self._alone(span, int(end))
                 for span, end in zip(spans, ends, strict=True)
                 if span.new > 1
             ),
-            final=self._gather(spans, range(len(spans)), np.arange(len(spans))),
+            final=singles
+            if all_single
+            else self._gather(spans, range(len(spans)), np.arange(len(spans))),
         )
 
     def write(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
