@@ -7,6 +7,7 @@ import argparse
 from benchmarks import (
     analyze,
     chaos,
+    engine,
     first_answer,
     frontier,
     guarantee,
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "first_answer": first_answer.run,
     "overload": overload.run,
     "chaos": chaos.run,
+    "engine": engine.run,
 }
 BY_DEFAULT = ("frontier", "routing", "analyze")
 

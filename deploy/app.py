@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
+from deploy.affinity import AffinityRouter
 from deploy.config import OPEN_TO_ALL, Config, load
 from deploy.dashboard import Dashboard
 from deploy.ingress import Ingress
@@ -73,6 +74,9 @@ def application(config: Config) -> serve.Application:
                 or config.model.max_batch,
             )
         }
+    if model.affinity:
+        router: Any = f"{AffinityRouter.__module__}.{AffinityRouter.__name__}"
+        scaling["request_router_config"] = RequestRouterConfig(request_router_class=router)
     replica = serve.deployment(
         ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
         max_ongoing_requests=config.places_per_replica,

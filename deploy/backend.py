@@ -76,6 +76,9 @@ class HandleBackend:
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
+        # One for all: a handle made for each request would have a request router for each, which
+        # knows nothing of the others' requests.
+        self._streaming = handle.options(stream=True)
         self._info: ModelInfo | None = None
 
     async def info(self) -> ModelInfo:
@@ -111,7 +114,7 @@ class HandleBackend:
         """Started, Deltas, Finished. Closing it early cancels the request on its replica."""
         events = cast(
             "DeploymentResponseGenerator[Event | ServiceError]",
-            self._handle.options(stream=True).generate.remote(request),
+            self._streaming.generate.remote(request),
         )
         try:
             async for event in events:

@@ -52,8 +52,13 @@ class ModelConfig(Section):
         dtype: "auto" is the one the checkpoint was saved in, where the device has it.
         device: "auto" is CUDA if the replica was given a GPU, else the CPU.
         threads: CPU threads of a replica; None takes `serve.replica.num_cpus`.
-        max_batch: requests in the running batch at once.
+        max_batch: requests in the running batch at once, if their tokens fit into KV memory.
         max_context: tokens per request, prompt and answer; None takes the checkpoint's own bound.
+        kv_tokens: tokens of KV memory, taken at the start; requests are admitted by what they need
+            of it, and what is left keeps the images of the last questions. None is room for
+            `max_batch` requests of `max_context` tokens.
+        prefill_budget: prompt tokens taken up per step of the batch; None is as many as the device
+            prefills in 25 ms.
     """
 
     checkpoint: str = "m3-tiny"
@@ -62,6 +67,8 @@ class ModelConfig(Section):
     threads: int | None = Field(default=None, ge=1)
     max_batch: int = Field(default=16, ge=1)
     max_context: int | None = Field(default=None, ge=64)
+    kv_tokens: int | None = Field(default=None, ge=64)
+    prefill_budget: int | None = Field(default=None, ge=1)
 
 
 class CacheConfig(Section):
@@ -169,6 +176,8 @@ class ReplicaConfig(Section):
     Args:
         replicas: how many, unless `autoscaling` says it.
         autoscaling: lets Ray Serve move their number; None keeps it.
+        affinity: send questions about a picture to the replica that had it before, unless that one
+            has more work than others; without it, Ray's own choice by the number of requests.
         num_cpus, num_gpus: what each reserves in Ray's books; num_gpus also makes that many visible
             to it.
         max_ongoing_requests: requests sent to one replica at once; None takes four times
@@ -183,6 +192,7 @@ class ReplicaConfig(Section):
 
     replicas: int = Field(default=1, ge=1)
     autoscaling: Autoscaling | None = None
+    affinity: bool = True
     num_cpus: float = Field(default=1, ge=0)
     num_gpus: float = Field(default=0, ge=0)
     max_ongoing_requests: int | None = Field(default=None, ge=1)

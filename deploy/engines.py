@@ -52,6 +52,8 @@ def open_engine(config: Config, *, replica: str) -> TorchEngine:
         settings=EngineSettings(
             max_batch=config.model.max_batch,
             max_context=config.model.max_context,
+            kv_tokens=config.model.kv_tokens,
+            prefill_budget=config.model.prefill_budget,
             threads=config.threads,
             replica=replica,
         ),

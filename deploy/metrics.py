@@ -28,6 +28,15 @@ GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
         lambda s: s.outstanding_tokens,
     ),
     "m3_replica_slots": ("Most requests that run at once.", lambda s: s.slots),
+    "m3_kv_tokens": ("Tokens of KV memory.", lambda s: s.memory.tokens),
+    "m3_kv_held_tokens": (
+        "Of these, used by running requests; what several share counts once.",
+        lambda s: s.memory.held,
+    ),
+    "m3_kv_idle_tokens": (
+        "Of these, image prefixes kept for the next question about them.",
+        lambda s: s.memory.idle,
+    ),
     "m3_feature_cache_entries": ("Feature sets held in memory.", lambda s: s.cache.entries),
     "m3_feature_cache_bytes": ("Bytes of features in memory.", lambda s: s.cache.bytes),
     "m3_redis_breaker_open": (
@@ -36,6 +45,14 @@ GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     ),
 }
 COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
+    "m3_prefix_hits": (
+        "Requests whose image tokens were in KV memory already.",
+        lambda s: s.memory.joined,
+    ),
+    "m3_preemptions": (
+        "Requests that gave up their KV memory to others and started over.",
+        lambda s: s.memory.preempted,
+    ),
     "m3_vision_encodings": ("Runs of the vision tower.", lambda s: s.cache.encodes),
     "m3_feature_cache_memory_hits": (
         "Images whose features were in memory.",

@@ -4,9 +4,10 @@ A request's life:
 
     generate   (the caller's event loop)  refused if too many wait, or too long for its deadline
     _prepare   (preparation threads)      validate → tokenise → features from cache or vision tower
-    _serve     (the engine's own thread)  schedule → run → emit: one token per request and step
+    _serve     (the engine's own thread)  schedule → run → emit: a piece of its prompt per step,
+                                          then one token of its answer
 
-It ends with Finished, with an error, or when the caller closes the iterator; its slot is free at
+It ends with Finished, with an error, or when the caller closes the iterator; its memory is free at
 the next step.
 """
 
@@ -16,7 +17,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from m3_backend.answer_text import AnswerText
 from m3_backend.checkpoint import Checkpoint, open_checkpoint
+from m3_backend.costs import CostModel
 from m3_backend.errors import (
     BackendError,
     DeadlineExceededError,
@@ -35,6 +37,8 @@ from m3_backend.errors import (
 )
 from m3_backend.feature_cache import FeatureCache
 from m3_backend.job import Job, Work
+from m3_backend.kv_cache import Span
+from m3_backend.kv_memory import KvMemory
 from m3_backend.measure import measure_costs
 from m3_backend.messages import (
     Delta,
@@ -55,13 +59,15 @@ from m3_backend.prompt import Prompt
 from m3_backend.request_scoring import RequestScorer
 from m3_backend.runner import ModelRunner
 from m3_backend.sampling import choose, token_logprob
-from m3_backend.scheduler import PrefillBatch, Scheduler, Step
-from m3_backend.stats import EngineStats
+from m3_backend.scheduler import Piece, Scheduler, Step
+from m3_backend.stats import EngineStats, MemoryStats
 from m3_backend.waiting import WaitingLine
 
 _log = logging.getLogger(__name__)
 
 _CACHE_BYTES = 256 << 20
+_STEP_MS = 25.0  # of prefill in one step
+_SMALLEST_BUDGET = 64
 _FATAL_FAILURES = 3  # one request that the model cannot take looks like a lost device, too
 
 
@@ -89,10 +95,13 @@ class EngineSettings:
     """How much an engine takes on.
 
     Args:
-        max_batch: requests that run at once; each has a slot of `max_context` tokens of KV memory.
+        max_batch: requests that run at once, if their tokens fit into KV memory.
         max_context: tokens per request, prompt and answer; None takes the checkpoint's own bound.
+        kv_tokens: tokens of KV memory, taken at the start; None is room for `max_batch` requests of
+            `max_context` tokens.
         max_waiting: requests beyond the batch that are admitted; the next one is refused.
-        prefill_budget: prompt tokens taken up per step.
+        prefill_budget: prompt tokens taken up per step; None is as many as this device prefills
+            in 25 ms, so that nobody's answer waits longer than that for others' prompts.
         preparation_threads: requests whose images are fetched or decoded at once.
         threads: CPU threads of one torch operation; None leaves torch's own choice.
         replica: names this replica in Started.
@@ -100,8 +109,9 @@ class EngineSettings:
 
     max_batch: int = 16
     max_context: int | None = None
+    kv_tokens: int | None = None
     max_waiting: int = 256
-    prefill_budget: int = 4096
+    prefill_budget: int | None = None
     preparation_threads: int = 4
     threads: int | None = None
     replica: str = ""
@@ -137,11 +147,13 @@ class TorchEngine:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         context = min(settings.max_context or checkpoint.max_context, checkpoint.max_context)
+        memory = KvMemory(settings.kv_tokens or settings.max_batch * context)
+        context = min(context, memory.tokens)
         self._settings, self._cache = settings, cache
         self._clock, self._wall = clock, wall
         self._tokenizer, self._eos = checkpoint.tokenizer, checkpoint.eos
-        self._runner = ModelRunner(checkpoint, slots=settings.max_batch, length=context)
-        self._preparation = Preparation(self._runner, cache, context)
+        self._runner = ModelRunner(checkpoint, tokens=memory.tokens)
+        self._preparation = Preparation(self._runner, cache, memory, context)
         self._info = ModelInfo(
             name=checkpoint.name,
             identity=checkpoint.identity,
@@ -151,7 +163,8 @@ class TorchEngine:
             max_context=context,
             costs=measure_costs(self._runner),
         )
-        self._scheduler: Scheduler[Job] = Scheduler(settings.max_batch, settings.prefill_budget)
+        budget = settings.prefill_budget or _tokens_within(_STEP_MS, self._info.costs)
+        self._scheduler: Scheduler[Job] = Scheduler(settings.max_batch, budget, memory)
         self._wake = threading.Condition()
         self._jobs: set[Job] = set()  # all between submission and their last event
         self._unprepared: WaitingLine[Job] = WaitingLine()
@@ -196,7 +209,7 @@ class TorchEngine:
         if not self._thread.is_alive():
             raise BackendError("The engine has stopped; the replica must be replaced.")
         with self._wake:
-            running = len(self._scheduler.running)
+            running, memory = len(self._scheduler.running), self._scheduler.memory
             return EngineStats(
                 running=running,
                 waiting=max(len(self._jobs) - running, 0),
@@ -206,6 +219,13 @@ class TorchEngine:
                 line=self._line(),
                 pace=self._pace.value,
                 answer_tokens=self._answers.mean,
+                memory=MemoryStats(
+                    tokens=memory.tokens,
+                    held=memory.held,
+                    idle=memory.idle,
+                    joined=self._scheduler.joined,
+                    preempted=self._scheduler.preempted,
+                ),
             )
 
     def scorer(self) -> RequestScorer:
@@ -344,7 +364,7 @@ class TorchEngine:
             prompt, per_image, room = self._preparation.measure(job.work)
             job.prompt_tokens = prompt.length(per_image)
             job.prepared = self._preparation.prepare(
-                job.work, prompt, per_image, room, check_wanted
+                job.work, prompt, per_image, room, check_wanted, whole=job.alone
             )
         except ServiceError as error:
             self._end(job, error)
@@ -364,6 +384,7 @@ class TorchEngine:
         try:
             while self._collect():
                 step = self._scheduler.schedule()
+                self._prepare_again(step.unprepared)
                 self._note_pace(step)
                 outcomes, failed = self._run(step)
                 if outcomes:
@@ -373,7 +394,7 @@ class TorchEngine:
                     self._device_failed()
                 self._emit(outcomes, failed)
         except Exception:
-            _log.exception("the engine stopped: its slots can no longer be trusted")
+            _log.exception("the engine stopped: its memory can no longer be trusted")
         with self._wake:
             self._closing = True
             left = tuple(self._jobs)
@@ -394,7 +415,7 @@ class TorchEngine:
             try:
                 self._check_wanted(job)
             except ServiceError as error:
-                self._leave(job)
+                scheduler.remove(job)
                 self._end(job, error)
         return not self._closing
 
@@ -405,68 +426,89 @@ class TorchEngine:
         """
         now = self._clock()
         with self._wake:
-            taken = [self._alone(job) for batch in step.prefills for job in batch.requests]
+            begun = [piece.request for piece in step.prefill if not piece.request.admitted]
+            taken = list(map(self._alone, begun))
+            for job in begun:
+                job.admitted = now
             work_ms = sum(job.start_ms + self._had_line * job.hold_ms for job in taken)
             if self._busy_since is not None:
                 self._pace.observe(now - self._busy_since, work_ms)
             self._had_line = bool(self._unprepared or self._scheduler.waiting)
-            busy = len(self._jobs) > len(self._scheduler.running)
-            self._busy_since = now if busy else None
+            self._busy_since = now if self._anybody_waits() else None
+        for job in begun:
+            self._start(job)
+
+    def _prepare_again(self, jobs: Sequence[Job]) -> None:
+        """The prefixes that they were prepared without have been evicted in the meantime."""
+        for job in jobs:
+            job.alone = True
+            with self._wake:
+                self._unprepared.add(job)
+            self._pool.submit(self._prepare_next)
 
     def _run(self, step: Step[Job]) -> tuple[list[_Outcome], list[Job]]:
-        """One forward pass per batch of the step: what it gave, and whom a crash took along."""
+        """At most one forward pass for answers and one for prompts: what they gave, and whom a
+        crash took along.
+        """
         outcomes: list[_Outcome] = []
         failed: list[Job] = []
-        for jobs, forward in self._passes(step):
-            try:
-                logits = forward()
-                sampling = [job.work.sampling for job in jobs]
-                tokens = choose(logits, sampling, [job.draw() for job in jobs])
-            except Exception:
-                _log.exception("a step of %d requests failed", len(jobs))
-                failed += jobs
-            else:
-                outcomes += map(_Outcome, jobs, tokens, logits)
+        if step.decode:
+            answering = tuple(Piece(job, 1) for job in step.decode)
+            self._pass(answering, self._decode, outcomes, failed)
+        if step.prefill:
+            crashed: list[Job] = []
+            self._pass(step.prefill, self._prefill, outcomes, crashed)
+            if crashed and len(step.prefill) > 1:  # the others need not go with the one at fault
+                crashed = []
+                for piece in step.prefill:
+                    self._pass((piece,), self._prefill, outcomes, crashed)
+            failed += crashed
         return outcomes, failed
 
-    def _passes(self, step: Step[Job]) -> Iterable[tuple[tuple[Job, ...], Callable[[], Tensor]]]:
-        if step.decode:
-            yield step.decode, partial(self._decode, step.decode)
-        for batch in step.prefills:
-            yield batch.requests, partial(self._prefill, batch)
+    def _pass(
+        self,
+        pieces: tuple[Piece[Job], ...],
+        forward: Callable[[Sequence[Piece[Job]]], Tensor],
+        outcomes: list[_Outcome],
+        failed: list[Job],
+    ) -> None:
+        """One forward pass, and a token for each of those whose turn it is to get one."""
+        try:
+            logits = forward(pieces)
+            last = [index for index, piece in enumerate(pieces) if piece.is_last]
+            complete, logits = [pieces[index].request for index in last], logits[last]
+            sampling = [job.work.sampling for job in complete]
+            tokens = choose(logits, sampling, [job.draw() for job in complete])
+        except Exception:
+            _log.exception("a step of %d requests failed", len(pieces))
+            failed += (piece.request for piece in pieces)
+        else:
+            for piece in pieces:
+                self._scheduler.advance(piece.request, piece.tokens)
+            outcomes += map(_Outcome, complete, tokens, logits)
 
-    def _decode(self, jobs: tuple[Job, ...]) -> Tensor:
-        last = [job.tokens[-1] for job in jobs]
-        logits = self._runner.decode(last, [job.cached for job in jobs])
-        for job in jobs:
-            job.cached += 1
-        return logits
+    def _decode(self, pieces: Sequence[Piece[Job]]) -> Tensor:
+        return self._runner.decode(_spans(pieces), [p.request.tokens[-1] for p in pieces])
 
-    def _prefill(self, batch: PrefillBatch[Job]) -> Tensor:
-        for job in batch.requests:
-            self._start(job)
-        prompts = [job.ready.embeddings for job in batch.requests]
-        logits = self._runner.prefill(prompts, batch.first)
-        for job in batch.requests:
-            job.cached = job.prompt_tokens
-        return logits
+    def _prefill(self, pieces: Sequence[Piece[Job]]) -> Tensor:
+        embed = self._runner.embed_tokens
+        return self._runner.prefill(
+            _spans(pieces), [piece.request.piece(piece.tokens, embed) for piece in pieces]
+        )
 
     def _start(self, job: Job) -> None:
-        job.admitted = self._clock()
-        lookups = job.ready.lookups
-        fetch_ms = sum(lookup.fetch_ms for lookup in lookups)
-        encode_ms = sum(lookup.encode_ms for lookup in lookups)
+        ready = job.ready
         elapsed_ms = (job.admitted - job.submitted) * 1e3
         job.deliver(
             Started(
-                image_tokens=job.ready.image_tokens,
+                image_tokens=ready.image_tokens,
                 prompt_tokens=job.prompt_tokens,
-                cache=tuple(lookup.level for lookup in lookups),
-                queue_ms=max(elapsed_ms - fetch_ms - encode_ms, 0.0),
-                fetch_ms=fetch_ms,
-                encode_ms=encode_ms,
+                cache=ready.cache,
+                queue_ms=max(elapsed_ms - ready.fetch_ms - ready.encode_ms, 0.0),
+                fetch_ms=ready.fetch_ms,
+                encode_ms=ready.encode_ms,
                 replica=self._settings.replica,
-                degraded=("redis",) if any(lookup.degraded for lookup in lookups) else (),
+                degraded=("redis",) if ready.degraded else (),
             )
         )
 
@@ -479,7 +521,7 @@ class TorchEngine:
                 _log.exception("an answer could not be emitted")
                 failed.append(outcome.job)
         for job in failed:
-            self._leave(job)
+            self._scheduler.remove(job)
             self._end(job, BackendError("The model failed on this request; try it again."))
 
     def _extend(self, outcome: _Outcome, now: float) -> None:
@@ -503,7 +545,7 @@ class TorchEngine:
             job.deliver(Delta(text, (token,), self._logprobs(outcome)))
         if reason is not None:
             self._answers.saw(len(job.tokens))
-            self._leave(job)
+            self._scheduler.remove(job)
             self._end(
                 job,
                 Finished(
@@ -520,13 +562,6 @@ class TorchEngine:
             return ()
         return (token_logprob(outcome.logits, outcome.token, alternatives, self._spell),)
 
-    def _leave(self, job: Job) -> None:
-        """Out of the queue or the batch; the last slot's request moves into the free slot."""
-        move = self._scheduler.remove(job)
-        if move is not None:
-            moved = self._scheduler.running[move.target]
-            self._runner.cache.move(move.source, move.target, moved.cached)
-
     # Any thread.
 
     def _end(self, job: Job, last: Finished | ServiceError) -> None:
@@ -535,9 +570,12 @@ class TorchEngine:
             if job not in self._jobs:
                 return
             self._jobs.remove(job)
-            if len(self._jobs) <= len(self._scheduler.running):  # nobody waits any more
+            if not self._anybody_waits():
                 self._busy_since = None
         job.deliver(last)
+
+    def _anybody_waits(self) -> bool:
+        return any(not job.admitted for job in self._jobs)
 
     def _device_failed(self) -> None:
         """Stop once that is all it does, so that the replica is replaced."""
@@ -559,6 +597,21 @@ class TorchEngine:
 
     def _spell(self, token: int) -> str:
         return self._tokenizer.spell(token) if self._tokenizer else str(token)
+
+
+def _spans(pieces: Sequence[Piece[Job]]) -> list[Span]:
+    spans = []
+    for piece in pieces:
+        job = piece.request
+        assert job.holding is not None
+        spans.append(Span(job.holding.table, job.cached, piece.tokens))
+    return spans
+
+
+def _tokens_within(milliseconds: float, costs: CostModel) -> int:
+    """Prompt tokens that are prefilled in that time."""
+    spare_ms = milliseconds - costs.prefill_base_ms
+    return max(_SMALLEST_BUDGET, int(spare_ms / max(costs.prefill_token_ms, 1e-6)))
 
 
 def _deliver(

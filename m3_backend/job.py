@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from m3_backend.answer_text import AnswerText
 from m3_backend.costs import CostModel
 from m3_backend.errors import ServiceError
-from m3_backend.feature_cache import Lookup
-from m3_backend.messages import Event, ImageInput, Priority, Sampling
+from m3_backend.kv_memory import Holding, PrefixName
+from m3_backend.messages import CacheLevel, Event, ImageInput, Priority, Sampling
 from m3_backend.pace import Line
 from m3_backend.prompt import Prompt
 
@@ -41,14 +42,23 @@ class Prepared:
     """A request that is ready for the batch.
 
     Args:
-        embeddings: the prompt, [prompt_tokens, hidden].
+        embeddings: the prompt, [prompt_tokens, hidden], or what follows its prefix if that was in
+            KV memory when this was made.
+        cache: where each image came from.
+        fetch_ms, encode_ms: what that took, of all images.
+        degraded: Redis could not be asked.
         limit: most tokens to generate.
+        prefix: what questions about the same pictures share.
     """
 
     embeddings: Tensor
     image_tokens: tuple[int, ...]
-    lookups: tuple[Lookup, ...]
+    cache: tuple[CacheLevel, ...]
+    fetch_ms: float
+    encode_ms: float
+    degraded: bool
     limit: int
+    prefix: PrefixName | None
 
 
 @dataclass(eq=False, slots=True)
@@ -59,7 +69,8 @@ class Job:
         deliver: hands an event or the final error to the caller, from any thread.
         context: most tokens that any request may take, whatever this one asks for.
         submitted, admitted, first_token_at: seconds on the engine's clock.
-        cached: tokens whose keys and values are in the slot.
+        cached, holding: tokens whose keys and values are in KV memory, and the rows they have.
+        alone: prepare it whole, since the prefix that it counted on has gone.
     """
 
     work: Work
@@ -75,6 +86,8 @@ class Job:
     admitted: float = 0.0
     first_token_at: float = 0.0
     cached: int = 0
+    holding: Holding | None = None
+    alone: bool = False
     tokens: list[int] = field(default_factory=list)
     _rng: random.Random = field(init=False)
 
@@ -102,6 +115,40 @@ class Job:
             costs.start_ms(prompt, len(self.work.images)),
             costs.hold_ms(answer, slots),
         )
+
+    @property
+    def length(self) -> int:
+        """Tokens that are known: the prompt's and the answer's so far."""
+        return self.prompt_tokens + len(self.tokens)
+
+    @property
+    def most(self) -> int:
+        return self.prompt_tokens + self.ready.limit
+
+    @property
+    def is_answering(self) -> bool:
+        """Only its last token is still to be computed, and that one is of the answer."""
+        return bool(self.tokens) and self.cached == self.length - 1
+
+    @property
+    def prefix(self) -> PrefixName | None:
+        return self.ready.prefix
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.ready.embeddings) == self.prompt_tokens
+
+    def piece(self, tokens: int, embed: Callable[[Sequence[int]], Tensor]) -> Tensor:
+        """The embeddings [tokens, hidden] of what comes next. One that starts over prefills its
+        answer, too.
+        """
+        embeddings = self.ready.embeddings
+        skipped = self.prompt_tokens - len(embeddings)
+        piece = embeddings[self.cached - skipped : self.cached - skipped + tokens]
+        if (more := tokens - len(piece)) > 0:
+            first = self.cached + len(piece) - self.prompt_tokens
+            piece = torch.cat([piece, embed(self.tokens[first : first + more])])
+        return piece
 
     @property
     def ready(self) -> Prepared:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import torch
 from PIL import Image
 
 from m3_backend.costs import CostModel, fit_affine
+from m3_backend.kv_cache import Span
 from m3_backend.messages import ImageInput, digest_of
 from m3_backend.runner import ModelRunner
 
@@ -28,20 +31,18 @@ def measure_costs(runner: ModelRunner, *, budget_s: float = 2.0) -> CostModel:
     encode_ms = _best_ms(lambda: runner.encode(image))
     lengths: list[int] = []
     prefill_ms: list[float] = []
+    shape, dtype = runner.checkpoint.shape, runner.checkpoint.dtype
+    table = np.arange(1, runner.cache.tokens + 1)  # nobody else has any rows yet
     for tokens in _PREFILL_TOKENS:
         spent = time.perf_counter() - started
-        if tokens >= runner.cache.length or (len(lengths) > 1 and spent > budget_s):
+        if tokens >= runner.cache.tokens or (len(lengths) > 1 and spent > budget_s):
             break
-        prompt = torch.zeros(
-            tokens,
-            runner.checkpoint.shape.hidden,
-            dtype=runner.checkpoint.dtype,
-            device=runner.checkpoint.device,
-        )
+        prompt = torch.zeros(tokens, shape.hidden, dtype=dtype, device=runner.checkpoint.device)
+        span = Span(table, 0, tokens)
         lengths.append(tokens)
-        prefill_ms.append(_best_ms(lambda prompt=prompt: runner.prefill([prompt])))  # type: ignore[misc]
+        prefill_ms.append(_best_ms(partial(runner.prefill, [span], [prompt])))
     base, per_token = fit_affine(lengths, prefill_ms)
-    decode_ms = _best_ms(lambda: runner.decode([0], [lengths[-1]]))
+    decode_ms = _best_ms(partial(runner.decode, [Span(table, lengths[-1], 1)], [0]))
     return CostModel(encode_ms, base, per_token, decode_ms)
 
 

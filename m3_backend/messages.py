@@ -15,7 +15,7 @@ from m3_backend.costs import CostModel
 from m3_backend.scales import ScaleLadder, Tiling
 
 Role = Literal["system", "user", "assistant"]
-CacheLevel = Literal["memory", "redis", "miss"]
+CacheLevel = Literal["prefix", "memory", "redis", "miss"]
 FinishReason = Literal["stop", "length"]
 Priority = Literal["interactive", "batch"]
 
@@ -115,7 +115,8 @@ class Started:
     Args:
         image_tokens: tokens each image takes in the prompt.
         prompt_tokens: whole prompt, image tokens included.
-        cache: where each image's features came from.
+        cache: where each image's features came from; "prefix" if none were needed, because the
+            image's tokens were in KV memory already.
         queue_ms, fetch_ms, encode_ms: waiting, reading caches, vision tower and projector.
         replica: which replica answers.
         degraded: parts that were down for this request and were done without ("redis"), for the

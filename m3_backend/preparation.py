@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +11,8 @@ from torch import Tensor
 from m3_backend.errors import BackendError, ContextLengthError, InvalidRequestError
 from m3_backend.feature_cache import FeatureCache, FeatureSource
 from m3_backend.job import Prepared, Work
-from m3_backend.messages import GenerationRequest, ImageInput
+from m3_backend.kv_memory import KvMemory, PrefixName
+from m3_backend.messages import CacheLevel, GenerationRequest, ImageInput
 from m3_backend.prompt import Prompt
 from m3_backend.runner import ModelRunner
 from m3_backend.scales import image_tokens
@@ -21,11 +23,15 @@ class Preparation:
     """Thread-safe.
 
     Args:
+        memory: only asked for prefixes that are there.
         context: tokens that prompt and answer may take together.
     """
 
-    def __init__(self, runner: ModelRunner, cache: FeatureCache, context: int) -> None:
+    def __init__(
+        self, runner: ModelRunner, cache: FeatureCache, memory: KvMemory, context: int
+    ) -> None:
         self._runner, self._cache, self._context = runner, cache, context
+        self._memory = memory
         self._checkpoint = runner.checkpoint
 
     def conversation(self, request: GenerationRequest) -> Prompt:
@@ -80,29 +86,56 @@ class Preparation:
         per_image: tuple[int, ...],
         room: int,
         check_wanted: Callable[[], None],
+        *,
+        whole: bool,
     ) -> Prepared:
         """Features and embeddings, after `measure` found nothing to refuse.
 
         Args:
+            whole: also if the prompt's prefix is in KV memory already, where neither its features
+                nor its embeddings are needed.
             check_wanted: called before each image; what it raises ends the preparation.
 
         Raises:
             InvalidImageError: an image that does not decode.
         """
+        limit = min(work.sampling.max_tokens or room, room)
+        prefix = self._prefix(work, prompt, per_image)
+        if prefix is not None and not whole and self._memory.is_ready(prefix):
+            rest = self._runner.embed_tokens(prompt.runs[-1])
+            levels: list[CacheLevel] = ["prefix" for _ in per_image]
+            return Prepared(rest, per_image, tuple(levels), 0.0, 0.0, False, limit, prefix)
         lookups = []
         for image, scale in zip(work.images, work.scales, strict=True):
             check_wanted()  # not within the encoding: other requests may be waiting for it
             source = self._source(image, work.salt)
             lookups.append(self._cache.get(source, scale, partial(self._runner.encode, image)))
         features = [lookup.features for lookup in lookups]
-        embeddings = self._runner.embed(prompt, work.images, features)
         return Prepared(
-            embeddings, per_image, tuple(lookups), min(work.sampling.max_tokens or room, room)
+            embeddings=self._runner.embed(prompt, work.images, features),
+            image_tokens=per_image,
+            cache=tuple(lookup.level for lookup in lookups),
+            fetch_ms=sum(lookup.fetch_ms for lookup in lookups),
+            encode_ms=sum(lookup.encode_ms for lookup in lookups),
+            degraded=any(lookup.degraded for lookup in lookups),
+            limit=limit,
+            prefix=prefix,
         )
 
     def cached(self, image: ImageInput, salt: str) -> Tensor | None:
         """An image's features at the finest scale, if they need not be computed."""
         return self._cache.peek(self._source(image, salt), self._checkpoint.ladder.finest)
+
+    def _prefix(self, work: Work, prompt: Prompt, per_image: tuple[int, ...]) -> PrefixName | None:
+        """The prompt up to the end of its last image, if there is one and something follows it."""
+        *before, rest = prompt.runs
+        if not before or not rest:
+            return None
+        digest = hashlib.sha256()
+        for run, index in zip(before, prompt.images, strict=True):
+            digest.update(f"{len(run)}:{','.join(map(str, run))}:".encode())
+            digest.update(self._source(work.images[index], work.salt).key(work.scales[index]))
+        return PrefixName(digest.digest(), prompt.length(per_image) - len(rest))
 
     def _source(self, image: ImageInput, salt: str) -> FeatureSource:
         checkpoint = self._checkpoint

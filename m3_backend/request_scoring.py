@@ -2,7 +2,7 @@
 
 The finest scale answers greedily; every coarser one is given that answer by teacher forcing, in
 one prefill. Its greedy answer is the same exactly if the argmax at every position is the finest's
-token. Works beside the engine on the same weights, with a slot of KV memory of its own.
+token. Works beside the engine on the same weights, with KV memory of its own.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from m3_backend.errors import FeaturesGoneError, NotNowError
 from m3_backend.job import Work
+from m3_backend.kv_cache import Span
 from m3_backend.messages import GenerationRequest, Sampling
 from m3_backend.preparation import Preparation
 from m3_backend.prompt import Prompt
@@ -48,7 +50,8 @@ class RequestScorer:
     def __init__(self, runner: ModelRunner, preparation: Preparation, context: int) -> None:
         self._checkpoint = runner.checkpoint
         self._preparation = preparation
-        self._runner = ModelRunner(runner.checkpoint, slots=1, length=context)
+        self._runner = ModelRunner(runner.checkpoint, tokens=context)
+        self._rows = np.arange(1, context + 1)
 
     @torch.inference_mode()
     def scores(
@@ -110,7 +113,7 @@ class RequestScorer:
         """The greedy answer, which ends with the end-of-sequence token unless it is cut off."""
         answer: list[int] = []
         total = 0.0
-        logits = self._runner.prefill([prompt])
+        logits = self._runner.prefill([Span(self._rows, 0, len(prompt))], [prompt])
         while True:
             best = logits[0].log_softmax(-1).max(dim=-1)
             answer.append(int(best.indices))
@@ -119,12 +122,13 @@ class RequestScorer:
                 return answer, total
             if not may_go_on():
                 raise NotNowError("Requests are waiting.")
-            logits = self._runner.decode([answer[-1]], [len(prompt) + len(answer) - 1])
+            held = len(prompt) + len(answer) - 1
+            logits = self._runner.decode([Span(self._rows, held, 1)], [answer[-1]])
 
     def _forced(self, prompt: Tensor, answer: list[int]) -> tuple[tuple[bool, ...], float]:
         given = torch.cat((prompt, self._runner.embed_tokens(answer[:-1])))
-        hidden = self._runner.hidden([given])[0, len(given) - len(answer) : len(given)]
-        logprobs = self._runner.logits(hidden).log_softmax(-1)
+        (hidden,) = self._runner.hidden([Span(self._rows, 0, len(given))], [given])
+        logprobs = self._runner.logits(hidden[-len(answer) :]).log_softmax(-1)
         tokens = torch.tensor(answer, device=logprobs.device)
         matches = tuple((logprobs.argmax(-1) == tokens).tolist())
         return matches, float(logprobs.gather(1, tokens[:, None]).sum())

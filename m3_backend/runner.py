@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from m3_backend.checkpoint import Checkpoint
+from m3_backend.decoder import Decoder
 from m3_backend.errors import InvalidImageError
-from m3_backend.kv_cache import SlotCache
+from m3_backend.kv_cache import Span, TokenCache
 from m3_backend.messages import ImageInput
 from m3_backend.preprocess import decode_image
 from m3_backend.prompt import Prompt
@@ -19,22 +18,17 @@ from m3_backend.vision import assemble
 
 
 class ModelRunner:
-    """A checkpoint with room for `slots` requests of up to `length` tokens. Not thread-safe.
+    """A checkpoint with KV memory for `tokens` tokens. Not thread-safe.
 
-    `encode` alone may be called from other threads.
+    `encode` and `embed` alone may be called from other threads.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, slots: int, length: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, tokens: int) -> None:
         self.checkpoint = checkpoint
-        self.cache = SlotCache(
-            checkpoint.shape,
-            slots=slots,
-            length=length,
-            dtype=checkpoint.dtype,
-            device=checkpoint.device,
+        self.cache = TokenCache(
+            checkpoint.shape, tokens=tokens, dtype=checkpoint.dtype, device=checkpoint.device
         )
-        self._decoder = checkpoint.model.language_model.model
-        self._head = checkpoint.model.language_model.lm_head
+        self._decoder = Decoder(checkpoint.model.language_model, self.cache)
 
     @torch.inference_mode()
     def encode(self, image: ImageInput) -> Tensor:
@@ -73,53 +67,35 @@ class ModelRunner:
     @torch.inference_mode()
     def embed_tokens(self, tokens: Sequence[int]) -> Tensor:
         """Token ids → [tokens, hidden]."""
-        ids = torch.tensor(tokens, dtype=torch.long, device=self.checkpoint.device)
-        return cast(Tensor, self._decoder.embed_tokens(ids))
+        return self._decoder.embed(
+            torch.tensor(tokens, dtype=torch.long, device=self.checkpoint.device)
+        )
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Tensor], first_slot: int = 0) -> Tensor:
-        """Fill one slot per prompt; the logits after each, float32 [prompts, vocabulary]."""
-        hidden = self.hidden(prompts, first_slot)
-        last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=hidden.device)
-        return self.logits(hidden[torch.arange(len(prompts), device=hidden.device), last])
-
-    @torch.inference_mode()
-    def hidden(self, prompts: Sequence[Tensor], first_slot: int = 0, start: int = 0) -> Tensor:
-        """Like `prefill`, but the hidden states of every position [prompts, longest, hidden].
-
-        Prompts are padded at the end, where causal attention lets nobody see the padding.
+    def prefill(self, spans: Sequence[Span], prompts: Sequence[Tensor]) -> Tensor:
+        """Compute spans; the logits after each, float32 [spans, vocabulary].
 
         Args:
-            start: these are the rests of prompts whose first `start` tokens the slots hold already.
+            prompts: the embeddings of each span's new tokens.
         """
-        self.cache.begin_prefill(first_slot, start)
-        padded = pad_sequence(list(prompts), batch_first=True)
-        positions = torch.arange(start, start + padded.shape[1], device=padded.device)[None]
-        output = self._decoder(
-            inputs_embeds=padded,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return cast(Tensor, output.last_hidden_state)
+        return self._next(spans, torch.cat(list(prompts)))
 
     @torch.inference_mode()
-    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Tensor:
-        """Append one token to each of slots 0, 1, …; the next logits, float32 [tokens, vocabulary].
+    def hidden(self, spans: Sequence[Span], prompts: Sequence[Tensor]) -> list[Tensor]:
+        """Like `prefill`, but the hidden states of every new token, per span [tokens, hidden]."""
+        plan = self.cache.plan(spans)
+        hidden = self._decoder.forward(torch.cat(list(prompts)), plan, last_only=False)
+        return list(torch.split(hidden, [span.new for span in spans]))
 
-        Args:
-            lengths: tokens that each slot holds already.
-        """
-        positions, mask = self.cache.begin_decode(lengths)
-        output = self._decoder(
-            input_ids=torch.tensor(tokens, device=self.checkpoint.device)[:, None],
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return self.logits(output.last_hidden_state[:, 0])
+    @torch.inference_mode()
+    def decode(self, spans: Sequence[Span], tokens: Sequence[int]) -> Tensor:
+        """Append one token to each; the next logits, float32 [tokens, vocabulary]."""
+        return self._next(spans, self.embed_tokens(tokens))
+
+    def _next(self, spans: Sequence[Span], batch: Tensor) -> Tensor:
+        hidden = self._decoder.forward(batch, self.cache.plan(spans), last_only=True)
+        return self.logits(hidden)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        return cast(Tensor, self._head(hidden)).float()
+        return self._decoder.logits(hidden)

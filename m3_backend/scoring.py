@@ -14,12 +14,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from m3_backend.answer_text import SEPARATOR
 from m3_backend.checkpoint import Checkpoint
 from m3_backend.errors import CheckpointError, ContextLengthError, ServiceError
+from m3_backend.kv_cache import Span
+from m3_backend.kv_memory import Rows
 from m3_backend.messages import ImageInput, ImageSlot, Turn
 from m3_backend.prompt import Prompt, Tokenizer
 from m3_backend.runner import ModelRunner
@@ -90,7 +93,8 @@ class Scorer:
         self._checkpoint = checkpoint
         self._ladder = checkpoint.ladder
         length = min(context, checkpoint.max_context)
-        self._runner = ModelRunner(checkpoint, slots=batch, length=length)
+        self._batch, self._length = batch, length
+        self._runner = ModelRunner(checkpoint, tokens=batch * length)
         self._eos = checkpoint.eos
 
     def answers(
@@ -138,11 +142,11 @@ class Scorer:
         for text in texts:
             prompt = self.prompt(text)
             length = prompt.length([self._image_tokens(image, finest)])
-            if length + room > self._runner.cache.length:
+            if length + room > self._length:
                 prepared.append(
                     ContextLengthError(
                         f"{length} prompt tokens and {room} for the answer exceed the scorer's "
-                        f"context of {self._runner.cache.length}."
+                        f"context of {self._length}."
                     )
                 )
             else:
@@ -155,7 +159,7 @@ class Scorer:
 
     def _batches(self, questions: Iterable[_Question], scale: int) -> Iterator[list[_Question]]:
         """Questions whose pictures take equally many tokens, those of one picture together."""
-        slots = self._runner.cache.slots
+        slots = self._batch
         by_tokens: dict[int, list[_Question]] = defaultdict(list)
         for question in questions:
             by_tokens[self._image_tokens(question.picture.image, scale)].append(question)
@@ -174,39 +178,51 @@ class Scorer:
                 yield batch
 
     def _answer(self, batch: Sequence[_Question], scale: int, max_tokens: int) -> None:
-        start = self._prefill_pictures(batch, scale)
+        start, tables = self._prefill_pictures(batch, scale)
         find = self._coarser if batch[0].answers else self._finest
-        answers = find(batch, start, max_tokens)
+        answers = find(batch, start, tables, max_tokens)
         for question, (tokens, matches, logprob) in zip(batch, answers, strict=True):
             text = self._tokenizer.decode(tokens).removeprefix(SEPARATOR)
             question.answers.append(ScaleAnswer(scale, text, tuple(tokens), matches, logprob))
 
-    def _prefill_pictures(self, batch: Sequence[_Question], scale: int) -> int:
-        """Give every question's slot its prompt up to the end of the picture; how many tokens."""
-        one_each = {question.picture: question for question in batch}
+    def _prefill_pictures(self, batch: Sequence[_Question], scale: int) -> tuple[int, list[Rows]]:
+        """Prefill every picture once, up to its end: how many tokens, and every question's rows,
+        of which those are shared by all questions about a picture.
+        """
+        own = np.arange(1, len(batch) * self._length + 1).reshape(len(batch), self._length)
+        of_picture: dict[_Picture, Rows] = {}
         prefixes = []
-        for picture, question in one_each.items():
-            before = Prompt((question.prompt.runs[0], ()), (0,))
-            pooled = pool(picture.features, self._ladder, scale)
-            prefixes.append(self._runner.embed(before, [picture.image], [pooled]))
-        self._runner.hidden(prefixes)
+        for question, rows in zip(batch, own, strict=True):
+            if (picture := question.picture) not in of_picture:
+                of_picture[picture] = rows
+                before = Prompt((question.prompt.runs[0], ()), (0,))
+                pooled = pool(picture.features, self._ladder, scale)
+                prefixes.append(self._runner.embed(before, [picture.image], [pooled]))
         start = len(prefixes[0])
-        slots = {picture: slot for slot, picture in enumerate(one_each)}
-        self._runner.cache.spread([slots[question.picture] for question in batch], start)
-        return start
+        self._runner.hidden([Span(rows, 0, start) for rows in of_picture.values()], prefixes)
+        return start, [
+            np.concatenate([of_picture[question.picture][:start], rows[start:]])
+            for question, rows in zip(batch, own, strict=True)
+        ]
 
-    def _finest(self, batch: Sequence[_Question], start: int, max_tokens: int) -> list[_Found]:
-        first = [row.max(dim=-1) for row in self._logprobs(batch, [()] * len(batch), start)]
+    def _finest(
+        self, batch: Sequence[_Question], start: int, tables: Sequence[Rows], max_tokens: int
+    ) -> list[_Found]:
+        scored = self._logprobs(batch, [()] * len(batch), start, tables)
+        first = [row.max(dim=-1) for row in scored]
         answers = [[int(best.indices)] for best in first]
-        added = self._complete(answers, [start + len(q.prompt.runs[1]) for q in batch], max_tokens)
+        held = [start + len(question.prompt.runs[1]) for question in batch]
+        added = self._complete(answers, held, tables, max_tokens)
         return [
             (answer, (True,) * len(answer), float(best.values) + more)
             for answer, best, more in zip(answers, first, added, strict=True)
         ]
 
-    def _coarser(self, batch: Sequence[_Question], start: int, max_tokens: int) -> list[_Found]:
+    def _coarser(
+        self, batch: Sequence[_Question], start: int, tables: Sequence[Rows], max_tokens: int
+    ) -> list[_Found]:
         references = [question.reference for question in batch]
-        scored = self._logprobs(batch, references, start)
+        scored = self._logprobs(batch, references, start, tables)
         answers, matches, totals, held = [], [], [], []
         for question, reference, logprobs in zip(batch, references, scored, strict=True):
             tokens = torch.tensor(reference, device=logprobs.device)
@@ -217,19 +233,24 @@ class Scorer:
             matches.append(tuple(equal))
             totals.append(float(logprobs.gather(1, tokens[:, None]).sum()))
             held.append(start + len(question.prompt.runs[1]) + len(answers[-1]) - 1)
-        self._complete(answers, held, max_tokens)
+        self._complete(answers, held, tables, max_tokens)
         return list(zip(answers, matches, totals, strict=True))
 
     @torch.inference_mode()
     def _logprobs(
-        self, batch: Sequence[_Question], forced: Sequence[tuple[int, ...]], start: int
+        self,
+        batch: Sequence[_Question],
+        forced: Sequence[tuple[int, ...]],
+        start: int,
+        tables: Sequence[Rows],
     ) -> list[Tensor]:
         """Log-probabilities of every forced token, or of the first without any: [tokens, vocab]."""
         rests = [
             self._runner.embed_tokens([*question.prompt.runs[1], *tokens[:-1]])
             for question, tokens in zip(batch, forced, strict=True)
         ]
-        hidden = self._runner.hidden(rests, start=start)
+        spans = [Span(table, start, len(rest)) for table, rest in zip(tables, rests, strict=True)]
+        hidden = self._runner.hidden(spans, rests)
         counts = [max(len(tokens), 1) for tokens in forced]
         wanted = [
             own[len(rest) - count : len(rest)]
@@ -239,33 +260,32 @@ class Scorer:
         return list(torch.split(logprobs, counts))
 
     def _complete(
-        self, answers: Sequence[list[int]], held: Sequence[int], max_tokens: int
+        self,
+        answers: Sequence[list[int]],
+        held: Sequence[int],
+        tables: Sequence[Rows],
+        max_tokens: int,
     ) -> list[float]:
         """Decode greedily, in place, until every answer has ended or is `max_tokens` long.
 
         Args:
-            held: per answer, how many tokens its slot holds: all up to the answer's last.
+            held: per answer, how many tokens are in its rows: all up to the answer's last.
 
         Returns:
             The log-probability of what was added to each.
         """
         lengths, added = list(held), [0.0] * len(answers)
-        running = list(range(len(answers)))  # which answer a slot holds
         while True:
-            slot = 0
-            while slot < len(running):
-                answer = answers[running[slot]]
-                if len(answer) < max_tokens and answer[-1] not in self._eos:
-                    slot += 1
-                    continue
-                last = running.pop()
-                if slot < len(running):
-                    running[slot] = last
-                    self._runner.cache.move(len(running), slot, lengths[last])
+            running = [
+                at
+                for at, answer in enumerate(answers)
+                if len(answer) < max_tokens and answer[-1] not in self._eos
+            ]
             if not running:
                 return added
             logits = self._runner.decode(
-                [answers[at][-1] for at in running], [lengths[at] for at in running]
+                [Span(tables[at], lengths[at], 1) for at in running],
+                [answers[at][-1] for at in running],
             )
             best = logits.log_softmax(-1).max(dim=-1)
             found = zip(running, best.indices.tolist(), best.values.tolist(), strict=True)

@@ -35,6 +35,25 @@ class CacheStats:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """KV memory, in tokens.
+
+    Args:
+        tokens: all there is.
+        held: used by running requests; what several share counts once.
+        idle: image prefixes that are kept in case somebody asks about them again.
+        joined: requests that found their prefix there, since the start.
+        preempted: requests that had to give up their memory to others, and started over.
+    """
+
+    tokens: int = 0
+    held: int = 0
+    idle: int = 0
+    joined: int = 0
+    preempted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """A replica's load, for placing requests and for metrics.
 
@@ -56,3 +75,4 @@ class EngineStats:
     line: Line = EMPTY
     pace: float = 1.0
     answer_tokens: float = 16.0
+    memory: MemoryStats = MemoryStats()

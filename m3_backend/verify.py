@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from m3_backend.checkpoint import Checkpoint, open_checkpoint
 from m3_backend.errors import CheckpointError
+from m3_backend.kv_cache import Span
 from m3_backend.messages import ImageInput, digest_of
 from m3_backend.preprocess import decode_image
 from m3_backend.prompt import Prompt
@@ -120,12 +122,13 @@ def _verify_scale(
     )
     answer = tuple(expected["greedy_tokens"][str(scale)])
     length = prompt.length([len(tokens)])
-    runner = ModelRunner(checkpoint, slots=1, length=length + len(answer))
-    logits = runner.prefill([runner.embed(prompt, [image], [features])])
+    runner = ModelRunner(checkpoint, tokens=length + len(answer))
+    table = np.arange(1, length + len(answer) + 1)
+    logits = runner.prefill([Span(table, 0, length)], [runner.embed(prompt, [image], [features])])
     first = logits[0].cpu()
     greedy = [int(first.argmax())]
     while len(greedy) < len(answer):
-        logits = runner.decode(greedy[-1:], [length + len(greedy) - 1])
+        logits = runner.decode([Span(table, length + len(greedy) - 1, 1)], greedy[-1:])
         greedy.append(int(logits[0].argmax()))
     return ScaleReport(
         scale=scale,

@@ -39,6 +39,10 @@ class WaitingLine(Generic[R]):
     def add(self, request: R) -> None:
         self._of(request).append(request)
 
+    def add_first(self, request: R) -> None:
+        """Before all others of its kind."""
+        self._of(request).appendleft(request)
+
     def first(self) -> R:
         """The one whose turn it is. The line must not be empty."""
         return self._next()[0]

@@ -67,7 +67,7 @@ class Labeller:
         self._checkpoint = checkpoint
         self._max_tokens = setup.max_tokens
         self._scorer = Scorer(checkpoint, context=context)
-        self.costs = costs or measure_costs(ModelRunner(checkpoint, slots=1, length=context))
+        self.costs = costs or measure_costs(ModelRunner(checkpoint, tokens=context))
         self.source = OutcomeSource(
             checkpoint.name,
             checkpoint.identity,

@@ -256,7 +256,7 @@ class Telemetry:
         )
         self._cache = Counter(
             "m3_image_features",
-            "Images by where their features came from: memory, redis or miss.",
+            "Images by where their features came from: prefix (not needed), memory, redis, miss.",
             ["cache"],
             registry=own,
         )

@@ -27,6 +27,7 @@ from m3_backend.errors import (
     ServiceError,
 )
 from m3_backend.feature_cache import FeatureCache
+from m3_backend.kv_cache import Span
 from m3_backend.messages import (
     Delta,
     Event,
@@ -202,7 +203,7 @@ async def test_replicas_share_features_through_redis_and_do_without_it(
         first_cache.flush()
         hit = await collect(second.generate(request(scale=144)))
         redis_server.kill()
-        without = await collect(second.generate(request(scale=144)))
+        without = await collect(second.generate(request(scale=144, cache_salt="unseen")))
     finally:
         first.close()
         second.close()
@@ -527,10 +528,10 @@ async def test_a_crash_in_prefill_leaves_the_running_answers_alone(
     expected = tokens_of(await collect(engine.generate(calm)))
     prefill = engine._runner.prefill
 
-    def crash_when_long(prompts: list[Tensor], first: int) -> Tensor:
-        if len(prompts[0]) > 400:
+    def crash_when_long(spans: list[Span], prompts: list[Tensor]) -> Tensor:
+        if any(span.end > 400 for span in spans):
             raise RuntimeError("no memory")
-        return prefill(prompts, first)
+        return prefill(spans, prompts)
 
     engine._runner.prefill = crash_when_long  # type: ignore[method-assign, assignment]
     asked = [calm, request(scale=576), calm, request(scale=576), calm]
@@ -558,7 +559,7 @@ async def test_closing_ends_open_requests_and_refuses_new_ones(
     assert (lost.value.code, refused.value.code) == ("replica_lost", "replica_stopping")
 
 
-async def test_an_engine_whose_slots_are_lost_stops_and_says_so(
+async def test_an_engine_whose_memory_is_lost_stops_and_says_so(
     speaking: Checkpoint, new_engine: NewEngine
 ) -> None:
     engine = new_engine(speaking)
@@ -566,7 +567,7 @@ async def test_an_engine_whose_slots_are_lost_stops_and_says_so(
     def lost(*_: Any) -> None:
         raise RuntimeError("device lost")
 
-    engine._runner.cache.move = lost  # type: ignore[method-assign]
+    engine._scheduler.memory.release = lost  # type: ignore[method-assign]
     asked = [request(sampling=Sampling(max_tokens=n)) for n in (2, 200, 200)]
     results = await asyncio.gather(
         *(collect(engine.generate(one)) for one in asked), return_exceptions=True
@@ -626,10 +627,10 @@ async def test_failures_between_successes_stop_nothing(
     engine = new_engine(speaking)
     prefill = engine._runner.prefill
 
-    def crash_when_long(prompts: list[Tensor], first: int) -> Tensor:
-        if len(prompts[0]) > 400:
+    def crash_when_long(spans: list[Span], prompts: list[Tensor]) -> Tensor:
+        if any(span.end > 400 for span in spans):
             raise RuntimeError("no memory")
-        return prefill(prompts, first)
+        return prefill(spans, prompts)
 
     monkeypatch.setattr(engine._runner, "prefill", crash_when_long)
     for scale in (576, 576, 9, 576, 576, 9):
@@ -776,3 +777,99 @@ async def test_the_pace_is_measured_while_requests_wait_and_only_then(
     assert engine._busy_since is None
     assert stats.line.count == 0
     assert stats.answer_tokens == pytest.approx(12.0)
+
+
+class Prefills:
+    """Counts the prompt tokens that the engine computes."""
+
+    def __init__(self, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pieces: list[int] = []
+        self._prefill = engine._runner.prefill
+        monkeypatch.setattr(engine._runner, "prefill", self._counted)
+
+    def _counted(self, spans: list[Span], prompts: list[Tensor]) -> Tensor:
+        self.pieces += [span.new for span in spans if span.new > 1]
+        return self._prefill(spans, prompts)
+
+
+async def test_a_second_question_computes_nothing_of_the_picture(
+    speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(speaking)
+    other = request("How many colours are there?", 144)
+    expected = tokens_of(await collect(new_engine(speaking).generate(other)))
+    prefills = Prefills(engine, monkeypatch)
+    first = await collect(engine.generate(request(scale=144)))
+    looked_up = engine.stats().cache
+    second = await collect(engine.generate(other))
+    assert isinstance(first[0], Started) and isinstance(second[0], Started)
+    assert (first[0].cache, second[0].cache) == (("miss",), ("prefix",))
+    assert second[0].image_tokens == (144,) and second[0].prompt_tokens > 144
+    assert tokens_of(second) == expected
+    assert engine.stats().cache == looked_up
+    assert sum(prefills.pieces) < first[0].prompt_tokens + 40
+    memory = engine.stats().memory
+    assert (memory.held, memory.joined) == (0, 1)
+    assert 144 < memory.idle < first[0].prompt_tokens
+
+
+@pytest.mark.parametrize("change", [{"cache_salt": "tenant"}, {"scales": (36,)}])
+async def test_a_prefix_is_of_one_salt_and_one_scale(
+    change: dict[str, Any], speaking: Checkpoint, new_engine: NewEngine
+) -> None:
+    engine = new_engine(speaking)
+    await collect(engine.generate(request(scale=144)))
+    events = await collect(engine.generate(dataclasses.replace(request(scale=144), **change)))
+    assert isinstance(events[0], Started) and events[0].cache != ("prefix",)
+    assert engine.stats().memory.joined == 0
+
+
+async def test_little_memory_answers_the_same_only_later(
+    speaking: Checkpoint, new_engine: NewEngine
+) -> None:
+    """Room for one request of full length: prompts in pieces, preempted, prefixes evicted."""
+    asked = [
+        request(
+            f"number {i}", SCALES[i % 5], image=picture(i % 2), sampling=Sampling(max_tokens=90)
+        )
+        for i in range(12)
+    ]
+    plenty = new_engine(speaking)
+    expected = [tokens_of(await collect(plenty.generate(one))) for one in asked]
+    tight = new_engine(speaking, kv_tokens=900, max_context=900, prefill_budget=50)
+    answers = await asyncio.gather(*(collect(tight.generate(one)) for one in asked))
+    assert list(map(tokens_of, answers)) == expected
+    await until_idle(tight)
+    memory = tight.stats().memory
+    assert memory.preempted and memory.held == 0 and memory.tokens == 900
+
+
+async def test_a_prefix_that_was_evicted_on_the_way_is_computed_again(
+    speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(speaking)
+    expected = tokens_of(await collect(engine.generate(request(scale=144))))
+    memory = engine._scheduler.memory
+    schedule = engine._scheduler.schedule
+
+    def evicted() -> Any:
+        if memory.idle:
+            memory._evict()
+        return schedule()
+
+    monkeypatch.setattr(engine._scheduler, "schedule", evicted)
+    events = await collect(engine.generate(request(scale=144)))
+    assert tokens_of(events) == expected
+    assert isinstance(events[0], Started) and events[0].cache == ("memory",)
+
+
+async def test_questions_about_one_picture_at_once_prefill_it_once(
+    speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(speaking)
+    asked = [request(f"question {i}?", 576) for i in range(6)]
+    alone = [tokens_of(await collect(new_engine(speaking).generate(one))) for one in asked]
+    prefills = Prefills(engine, monkeypatch)
+    answers = await asyncio.gather(*(collect(engine.generate(one)) for one in asked))
+    assert list(map(tokens_of, answers)) == alone
+    assert 576 < sum(prefills.pieces) < 576 + 6 * 40

@@ -50,7 +50,7 @@ def plain_answers(
     checkpoint: Checkpoint, image: ImageInput, question: str, max_tokens: int
 ) -> list[tuple[tuple[int, ...], tuple[bool, ...], float]]:
     """Tokens, matches and log-probability per scale; everything anew for every token."""
-    runner = ModelRunner(checkpoint, slots=1, length=1)
+    runner = ModelRunner(checkpoint, tokens=1)
     prompt = Scorer(checkpoint, batch=1, context=1).prompt(question)
     features = runner.encode(image)
 

@@ -82,7 +82,7 @@ def test_features_are_those_of_the_reference(
 ) -> None:
     checkpoint = llava15 if folder is LLAVA15 else llava_next
     image = golden_image(folder)
-    full = ModelRunner(checkpoint, slots=1, length=8).encode(image)
+    full = ModelRunner(checkpoint, tokens=8).encode(image)
     expected = load_file(folder / "expected.safetensors")
     for scale in (1, 9, 36):
         tokens = assemble(
