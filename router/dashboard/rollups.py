@@ -80,7 +80,7 @@ SELECT time_bucket(INTERVAL {step} SECOND, t) AS t, key, served, predictor, scal
        sum(decode_ms)::DOUBLE AS decode_ms,
        count(loosened_from) AS loosened, sum(retries)::BIGINT AS retries,
        max(pressure) AS pressure,
-       sum(len(list_filter(images, lambda i: i.cache = 'memory')))::BIGINT AS memory,
+       sum(len(list_filter(images, lambda i: i.cache IN ('memory', 'prefix'))))::BIGINT AS memory,
        sum(len(list_filter(images, lambda i: i.cache = 'redis')))::BIGINT AS redis,
        sum(len(list_filter(images, lambda i: i.cache = 'miss')))::BIGINT AS miss
 FROM {source} GROUP BY ALL

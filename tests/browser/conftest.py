@@ -10,7 +10,9 @@ from tests.browser.browsing import chromium
 from tests.npm import installed
 
 
-@pytest.fixture(scope="session")
+# Of a module, not of the session: as long as Playwright runs, its event loop is the main thread's,
+# and no other test could have one.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as browser:
         yield browser

@@ -3,6 +3,7 @@
 import { el, put } from "./dom.js";
 import { count, milliseconds, percent } from "./format.js";
 
+const SOURCES = { miss: "vision tower", prefix: "the last question" }; // where features come from
 const LONG = 120; // characters, from which an answer is set as a text
 const PHASES = [
   ["routing", "router"], ["queue", "queue"], ["fetch", "cache"],
@@ -45,7 +46,7 @@ function facts(got, finestTokens) {
     fact("whole answer", milliseconds(got.total)),
     fact("visual tokens", count(image), saved > 0 ? `${percent(saved / finestTokens)} fewer` : "all of them"),
     fact("text tokens", `${count(got.usage.prompt_tokens - image)} in, ${count(got.usage.completion_tokens)} out`),
-    fact("features from", got.m3.cache?.[0] === "miss" ? "vision tower" : `${got.m3.cache?.[0]}`));
+    fact("features from", SOURCES[got.m3.cache?.[0]] ?? `${got.m3.cache?.[0]}`));
 }
 
 /** The panel of the chosen scale's answer. */
