@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import ClassVar, Generic, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -19,6 +20,9 @@ from predictor.regret import Estimate
 logger = logging.getLogger("m3_router.deploy")
 
 ASK_TIMEOUT_S = 2.0
+
+S = TypeVar("S")
+Told = Mapping[str, tuple[str, Callable[[S], float]]]  # metric → what it is, and where it stands
 
 GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "m3_replica_running_requests": ("Requests in the batch.", lambda s: s.running),
@@ -71,32 +75,43 @@ COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
 }
 
 
-class ReplicaMetrics(Collector):
-    """The statistics of every replica when they were last asked for, labelled by replica.
+class _Asked(Collector, Generic[S]):
+    """What every replica of a deployment said when they were last asked.
 
     Args:
-        ask: gives the statistics of every replica, by its name.
+        ask: gives the statistics of every one, by its name.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[Mapping[str, EngineStats]]]) -> None:
+    silent: ClassVar[str]  # said in the log where they do not answer
+
+    def __init__(self, ask: Callable[[], Awaitable[Mapping[str, S]]]) -> None:
         self._ask = ask
-        self.latest: Mapping[str, EngineStats] = {}
+        self.latest: Mapping[str, S] = {}
 
     async def refresh(self) -> None:
-        """Asks the replicas. Those that do not answer in time leave the last figures standing."""
+        """Asks them. Where they do not answer in time the last figures stand."""
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 self.latest = await self._ask()
         except Exception as error:
-            logger.warning("replicas did not report their statistics: %r", error)
+            logger.warning("%s: %r", self.silent, error)
 
-    def collect(self) -> Iterator[Metric]:
-        for family, table in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
+    def _families(self, label: str, gauges: Told[S], counters: Told[S]) -> Iterator[Metric]:
+        for family, table in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
             for name, (text, value) in table.items():
-                metric = family(name, text, labels=["replica"])
+                metric = family(name, text, labels=[label])
                 for replica, stats in self.latest.items():
                     metric.add_metric([replica], value(stats))
                 yield metric
+
+
+class ReplicaMetrics(_Asked[EngineStats]):
+    """The statistics of every model replica, labelled by replica."""
+
+    silent = "replicas did not report their statistics"
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._families("replica", GAUGES, COUNTERS)
 
 
 RECORDER_GAUGES: dict[str, tuple[str, Callable[[RecorderStats], float]]] = {
@@ -128,35 +143,13 @@ RECORDER_COUNTERS: dict[str, tuple[str, Callable[[RecorderStats], float]]] = {
 }
 
 
-class RecorderMetrics(Collector):
-    """The statistics of every recorder when they were last asked for, labelled by recorder.
+class RecorderMetrics(_Asked[RecorderStats]):
+    """The statistics of every recorder, labelled by recorder."""
 
-    Args:
-        ask: gives the statistics of every recorder, by its name.
-    """
-
-    def __init__(self, ask: Callable[[], Awaitable[Mapping[str, RecorderStats]]]) -> None:
-        self._ask = ask
-        self.latest: Mapping[str, RecorderStats] = {}
-
-    async def refresh(self) -> None:
-        """Asks the recorders. Where they do not answer in time the last figures stand."""
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                self.latest = await self._ask()
-        except Exception as error:
-            logger.warning("the recorder did not report its statistics: %r", error)
+    silent = "the recorder did not report its statistics"
 
     def collect(self) -> Iterator[Metric]:
-        for family, table in (
-            (GaugeMetricFamily, RECORDER_GAUGES),
-            (CounterMetricFamily, RECORDER_COUNTERS),
-        ):
-            for name, (text, value) in table.items():
-                metric = family(name, text, labels=["recorder"])
-                for recorder, stats in self.latest.items():
-                    metric.add_metric([recorder], value(stats))
-                yield metric
+        yield from self._families("recorder", RECORDER_GAUGES, RECORDER_COUNTERS)
         for name, (text, told) in REGRET_GAUGES.items():
             metric = GaugeMetricFamily(name, text, labels=["recorder", "predictor"])
             for recorder, stats in self.latest.items():
@@ -165,24 +158,10 @@ class RecorderMetrics(Collector):
             yield metric
 
 
-class ShadowMetrics(Collector):
-    """What became of drawn requests in every replica when it was last asked.
+class ShadowMetrics(_Asked[ShadowStats]):
+    """What became of drawn requests in every model replica."""
 
-    Args:
-        ask: gives the statistics of every replica, by its name.
-    """
-
-    def __init__(self, ask: Callable[[], Awaitable[Mapping[str, ShadowStats]]]) -> None:
-        self._ask = ask
-        self.latest: Mapping[str, ShadowStats] = {}
-
-    async def refresh(self) -> None:
-        """Asks the replicas. Where they do not answer in time the last figures stand."""
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                self.latest = await self._ask()
-        except Exception as error:
-            logger.warning("replicas did not report their shadow labels: %r", error)
+    silent = "replicas did not report their shadow labels"
 
     def collect(self) -> Iterator[Metric]:
         outcomes = CounterMetricFamily(

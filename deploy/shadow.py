@@ -15,6 +15,7 @@ from m3_backend.errors import FeaturesGoneError, NotNowError, ServiceError
 from m3_backend.messages import GenerationRequest
 from predictor.errors import RecordsError
 from predictor.label_records import encode
+from predictor.records import agreement_share
 from router.config import ShadowConfig
 from router.draws import Order, read_order
 from router.record_stream import Entry, RecordStream
@@ -31,7 +32,6 @@ Load = Literal["low", "half", "full"]
 _PAUSE_S = 0.2
 _SAVED_S = 2.0  # time that a replica may save up
 _ABANDONED_MS = 120_000
-_SHORT_ANSWER = 16  # tokens up to which agreement means equality
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +188,7 @@ class ShadowLabeller:
 
 def agreement(matches: Sequence[bool]) -> float:
     """How far a scale's answer is the finest's: equal or not, by position for long answers."""
-    if len(matches) <= _SHORT_ANSWER:
-        return float(all(matches))
-    return sum(matches) / len(matches)
+    return agreement_share(all(matches), matches)
 
 
 def load_of(pressure: float | None) -> Load:

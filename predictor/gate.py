@@ -116,6 +116,7 @@ def decide(
     *,
     bound: float,
     tolerances: Tolerances | None = None,
+    must_gain: bool = True,
     seed: int = 0,
 ) -> Verdict:
     """Judges a candidate.
@@ -123,6 +124,7 @@ def decide(
     Args:
         serving: None where every request goes to the finest scale.
         bound: the service's own on regret.
+        must_gain: refuse it if it is no cheaper; else only what gets worse speaks against it.
     """
     allowed = tolerances or Tolerances()
     new = standing(candidate, held_out, bound)
@@ -131,7 +133,7 @@ def decide(
     gain = 1 - new.tokens_at_regret / before
     confidence = _confidence(candidate, serving, held_out, bound, seed)
     refused = []
-    if gain < allowed.gain or confidence < allowed.confidence:
+    if must_gain and (gain < allowed.gain or confidence < allowed.confidence):
         refused.append(
             f"not better: {gain:+.1%} tokens saved at regret {bound:g} "
             f"(saves any with confidence {confidence:.2f}; asked for {allowed.gain:.0%} with "

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from predictor.errors import RecordsError
+from predictor.travelling import tabulated, with_columns_of
 
 FORMAT = 1
 UNIFORM = "uniform"
@@ -71,33 +72,12 @@ def encode(row: Mapping[str, Any]) -> bytes:
 
 def decode(encoded: Sequence[bytes]) -> tuple[pa.Table, list[int]]:
     """A table of SCHEMA from what `encode` wrote, and the positions of what are no labels."""
-    rows, broken = [], []
-    for at, data in enumerate(encoded):
-        try:
-            rows.append((at, _row(data)))
-        except RecordsError:
-            broken.append(at)
-    try:
-        return _table([row for _, row in rows]), broken
-    except RecordsError:  # some of them: one by one, to keep the others
-        tables = [_table([])]
-        for at, row in rows:
-            try:
-                tables.append(_table([row]))
-            except RecordsError:
-                broken.append(at)
-        return pa.concat_tables(tables), sorted(broken)
+    return tabulated(encoded, _row, _table)
 
 
 def upgraded(table: pa.Table) -> pa.Table:
     """A table of this or an earlier format with the columns of this one, in order."""
-    columns = [
-        table[field.name].cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(len(table), field.type)
-        for field in SCHEMA
-    ]
-    return pa.table(columns, schema=SCHEMA)
+    return with_columns_of(SCHEMA, table)
 
 
 def _row(data: bytes) -> dict[str, Any]:

@@ -25,13 +25,12 @@ from predictor.datasets import Row
 from predictor.features import image_vector
 from predictor.metrics import score
 from predictor.null_table import NullOutcome
-from predictor.records import Outcome, OutcomeSource
+from predictor.records import Outcome, OutcomeSource, agreement_share
 from predictor.shifts import lossless, shifted
 
 Vector = NDArray[np.float32]
 
 _TEXT_ROOM = 512  # tokens for question and answer beside the image
-_SHORT_ANSWER = 16  # tokens up to which agreement means equality
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +181,7 @@ class Labeller:
 
 def agreement(answer: ScaleAnswer, finest: ScaleAnswer) -> float:
     """How far an answer is the finest scale's: equal or not, by position for long answers."""
-    if len(finest.token_ids) <= _SHORT_ANSWER:
-        return float(answer.token_ids == finest.token_ids)
-    return sum(answer.matches) / len(answer.matches)
+    return agreement_share(answer.token_ids == finest.token_ids, answer.matches)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -46,23 +46,11 @@ class RecordFiles:
 
     def names(self, folder: str) -> list[str]:
         """The files directly in a folder, in order; none if it is not there."""
-        try:
-            self._fs.invalidate_cache()
-            entries = self._fs.ls(self._path(folder), detail=True)
-        except FileNotFoundError:
-            return []
-        names = (PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
-        return sorted(f"{folder}/{name}" for name in names if _is_whole(name))
+        return sorted(f"{folder}/{name}" for name in self._in(folder, "file") if _is_whole(name))
 
     def folders(self, folder: str) -> list[str]:
         """The folders directly in one, in order."""
-        try:
-            self._fs.invalidate_cache()
-            entries = self._fs.ls(self._path(folder), detail=True)
-        except FileNotFoundError:
-            return []
-        names = (PurePosixPath(e["name"]).name for e in entries if e["type"] == "directory")
-        return sorted(f"{folder}/{name}" for name in names)
+        return sorted(f"{folder}/{name}" for name in self._in(folder, "directory"))
 
     def remove(self, name: str) -> None:
         """Harmless if it is gone already."""
@@ -88,6 +76,14 @@ class RecordFiles:
                     left.unlink()
             except FileNotFoundError:  # somebody else has swept
                 continue
+
+    def _in(self, folder: str, kind: str) -> list[str]:
+        try:
+            self._fs.invalidate_cache()
+            entries = self._fs.ls(self._path(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        return [PurePosixPath(e["name"]).name for e in entries if e["type"] == kind]
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"

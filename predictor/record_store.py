@@ -126,9 +126,7 @@ class RecordStore:
         """
         wanted = list(kind.schema.names if columns is None else columns)
         needed = list(dict.fromkeys((*wanted, kind.key, "at")))
-        for day in self.days(kind):
-            if (since and day < since.date()) or (until and day > until.date()):
-                continue
+        for day in self._days_of(kind, since, until):
             seen = Seen(share)
             for table in self._day(kind, day, needed, broken):
                 kept = seen.first(table[kind.key])
@@ -147,17 +145,8 @@ class RecordStore:
         self, kind: Kind, *, since: datetime | None = None, until: datetime | None = None
     ) -> int:
         """Rows of the days that a window touches, doubles included; cheap."""
-        rows = 0
-        for day in self.days(kind):
-            if (since and day < since.date()) or (until and day > until.date()):
-                continue
-            for name in self._files.names(f"{kind.name}/{_DAY}{day}"):
-                try:
-                    with self._files.open(name) as file:
-                        rows += pq.read_metadata(file).num_rows
-                except (FileNotFoundError, pa.ArrowInvalid):
-                    continue
-        return rows
+        days = self._days_of(kind, since, until)
+        return sum(rows for day in days for _, rows in self._sizes(f"{kind.name}/{_DAY}{day}"))
 
     def compact(self, kind: Kind, today: date) -> int:
         """Puts small files together, of days that are over and where there are many; gives the
@@ -167,7 +156,7 @@ class RecordStore:
         for day in self.days(kind):
             folder = f"{kind.name}/{_DAY}{day}"
             self._files.sweep(folder)
-            small = self._small(folder)
+            small = [name for name, rows in self._sizes(folder) if rows < _FULL_ROWS]
             if len(small) < 2 or (day >= today and len(small) < _MANY_FILES):
                 continue
             try:
@@ -186,17 +175,21 @@ class RecordStore:
             self._files.remove_folder(f"{kind.name}/{_DAY}{old}")
         return gone
 
-    def _small(self, folder: str) -> list[str]:
-        small = []
+    def _days_of(self, kind: Kind, since: datetime | None, until: datetime | None) -> list[date]:
+        """Days that a window touches."""
+        first = date.min if since is None else since.date()
+        last = date.max if until is None else until.date()
+        return [day for day in self.days(kind) if first <= day <= last]
+
+    def _sizes(self, folder: str) -> Iterator[tuple[str, int]]:
+        """Files that are there and whole, and their rows."""
         for name in self._files.names(folder):
             try:
                 with self._files.open(name) as file:
                     rows = pq.read_metadata(file).num_rows
             except (FileNotFoundError, pa.ArrowInvalid):
                 continue
-            if rows < _FULL_ROWS:
-                small.append(name)
-        return small
+            yield name, rows
 
     def _merge(self, kind: Kind, folder: str, names: Sequence[str]) -> None:
         """Writes the records of these files once each. The same files give the same names."""

@@ -30,6 +30,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 CORRECT_FROM = 0.5  # a graded answer counts as right from here on
 AGREES_FROM = 0.9  # share of equal positions from which a long answer counts as agreeing
+_SHORT_ANSWER = 16  # tokens up to which agreement means equality
 
 SCHEMA = pa.schema(
     [
@@ -52,6 +53,15 @@ SCHEMA = pa.schema(
 _LATER_COLUMNS = ("metric",)  # tables written before they came are read without them
 _METADATA = "m3."
 _FORMAT = "1"
+
+
+def agreement_share(is_equal: bool, matches: Sequence[bool]) -> float:
+    """How far an answer is the finest scale's: equal or not, by position for long answers.
+
+    Args:
+        matches: per token of the finest scale's answer.
+    """
+    return float(is_equal) if len(matches) <= _SHORT_ANSWER else sum(matches) / len(matches)
 
 
 @dataclass(frozen=True, slots=True)

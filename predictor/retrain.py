@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,7 +43,7 @@ class Result:
     @property
     def reasons(self) -> list[str]:
         """Why it is refused; nothing if it is not."""
-        return [f"{on}: {why}" for on, verdict in self.judged.items() for why in verdict.refused]
+        return _reasons(self.judged)
 
 
 def retrain(
@@ -78,13 +78,15 @@ def retrain(
     judged = {"recent": judge(candidate, serving, held_out, bound, tolerances, seed)}
     progress("judging", 1, 2)
     if regression is not None:
-        verdict = judge(candidate, serving, regression.part("test"), bound, tolerances, seed)
-        judged["regression"] = _guards_only(verdict)
+        fixed = regression.part("test")  # not today's traffic: it may gain nothing there
+        judged["regression"] = judge(
+            candidate, serving, fixed, bound, tolerances, seed, must_gain=False
+        )
     progress("judging", 2, 2)
     better = all(verdict.better for verdict in judged.values())
     report = {
         "decision": "better" if better else "refused",
-        "reasons": [f"{on}: {why}" for on, v in judged.items() for why in v.refused],
+        "reasons": _reasons(judged),
         "bound": bound,
         "seed": seed,
         "samples": {split: int((samples.splits == split).sum()) for split in _splits(samples)},
@@ -151,6 +153,8 @@ def judge(
     bound: float,
     tolerances: Tolerances | None,
     seed: int,
+    *,
+    must_gain: bool = True,
 ) -> Verdict:
     """The verdict on a candidate by samples that it never saw.
 
@@ -170,6 +174,7 @@ def judge(
         held_out,
         bound=bound,
         tolerances=tolerances,
+        must_gain=must_gain,
         seed=seed,
     )
 
@@ -192,10 +197,8 @@ def _serving(registry: Registry, samples: Samples, shipped: Path | None) -> Arti
     return None
 
 
-def _guards_only(verdict: Verdict) -> Verdict:
-    """Of a set that is not today's traffic, only what got worse counts."""
-    refused = tuple(why for why in verdict.refused if not why.startswith("not better"))
-    return Verdict(verdict.candidate, verdict.serving, verdict.gain, verdict.confidence, refused)
+def _reasons(judged: Mapping[str, Verdict]) -> list[str]:
+    return [f"{on}: {why}" for on, verdict in judged.items() for why in verdict.refused]
 
 
 def _splits(samples: Samples) -> list[Any]:

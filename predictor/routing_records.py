@@ -26,6 +26,7 @@ from predictor import image_features, query_features
 from predictor.colour_names import COLOURS, named_colours
 from predictor.errors import RecordsError
 from predictor.query_features import QuestionFeatures, bucket_of
+from predictor.travelling import tabulated, with_columns_of
 
 FORMAT = 1
 IMAGE_FEATURES = image_features.VERSION
@@ -239,6 +240,17 @@ def describe_question(question: str) -> QuestionFeatures:
     )
 
 
+def question_columns(asks: QuestionFeatures) -> dict[str, Any]:
+    """A question's features by the columns that hold them, in records and in labels."""
+    return {
+        "question_features": QUESTION_FEATURES,
+        "question_values": asks.values,
+        "named_colours": asks.colours,
+        "ngram_buckets": asks.buckets,
+        "ngram_counts": asks.counts,
+    }
+
+
 def encode(record: RoutingRecord) -> bytes:
     """A record as one JSON object, for the way to the recorder."""
     row = {f.name: getattr(record, f.name) for f in fields(record)}
@@ -246,13 +258,7 @@ def encode(record: RoutingRecord) -> bytes:
     row["at"] = round(record.at * 1e6)
     asks = row.pop("asks")
     if asks is not None:
-        row |= {
-            "question_features": QUESTION_FEATURES,
-            "question_values": asks.values,
-            "named_colours": asks.colours,
-            "ngram_buckets": asks.buckets,
-            "ngram_counts": asks.counts,
-        }
+        row |= question_columns(asks)
     if any(image.features is not None for image in record.images):
         row["image_features"] = IMAGE_FEATURES
     known = {name: value for name, value in row.items() if value is not None}
@@ -263,22 +269,7 @@ def decode(encoded: Sequence[bytes]) -> tuple[pa.Table, list[int]]:
     """A table of SCHEMA from what `encode` wrote, and the positions of what are no records (also
     those of a later format) and are left out.
     """
-    rows, broken = [], []
-    for at, data in enumerate(encoded):
-        try:
-            rows.append((at, _row(data)))
-        except RecordsError:
-            broken.append(at)
-    try:
-        return _table([row for _, row in rows]), broken
-    except RecordsError:  # some of them: one by one, to keep the others
-        tables = [_table([])]
-        for at, row in rows:
-            try:
-                tables.append(_table([row]))
-            except RecordsError:
-                broken.append(at)
-        return pa.concat_tables(tables), sorted(broken)
+    return tabulated(encoded, _row, _table)
 
 
 def upgraded(table: pa.Table) -> pa.Table:
@@ -286,13 +277,7 @@ def upgraded(table: pa.Table) -> pa.Table:
 
     Columns that came later are empty; columns of a later release are left out.
     """
-    columns = [
-        table[field.name].cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(len(table), field.type)
-        for field in SCHEMA
-    ]
-    return pa.table(columns, schema=SCHEMA)
+    return with_columns_of(SCHEMA, table)
 
 
 def _row(data: bytes) -> dict[str, Any]:

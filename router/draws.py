@@ -21,13 +21,11 @@ from m3_backend.messages import GenerationRequest, ImageInput, ImageSlot, Turn
 from predictor.errors import RecordsError
 from predictor.features import image_vector
 from predictor.label_records import NEAR, UNIFORM
-from predictor.routing_records import IMAGE_FEATURES, QUESTION_FEATURES, describe_question
+from predictor.routing_records import IMAGE_FEATURES, describe_question, question_columns
 from predictor.selection import margin
 from router.config import ShadowConfig
 from router.evidence import Draw, Evidence
 from router.telemetry import OK, Trace
-
-_IMAGE_NAME_DIGITS = 32
 
 
 class Draws:
@@ -92,7 +90,6 @@ def order_of(trace: Trace) -> bytes:
     assert decision is not None
     [seen], [choice], [image] = evidence.images, decision.images, draw.request.images
     vector = seen.features if seen.features is not None else image_vector(image.data)
-    asks = describe_question(evidence.question)
     label = {
         "request_id": trace.request_id,
         "at": round(trace.wall_ns / 1e3),
@@ -108,13 +105,9 @@ def order_of(trace: Trace) -> bytes:
         "scale": choice.scale,
         "reason": choice.reason.value,
         "p_success": seen.case.p_success,
-        "image": image.digest[:_IMAGE_NAME_DIGITS],
+        "image": seen.name,
         "image_features": IMAGE_FEATURES,
-        "question_features": QUESTION_FEATURES,
-        "question_values": asks.values,
-        "named_colours": asks.colours,
-        "ngram_buckets": asks.buckets,
-        "ngram_counts": asks.counts,
+        **question_columns(describe_question(evidence.question)),
     }
     order = {
         "turns": [

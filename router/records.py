@@ -10,7 +10,6 @@ from router.stages import Stage
 from router.telemetry import Trace
 
 RECORDED = frozenset({"/v1/chat/completions", "/v1/route", "/v1/route/batch"})
-_IMAGE_NAME_DIGITS = 32
 
 
 def is_recorded(trace: Trace) -> bool:
@@ -68,7 +67,7 @@ def _images(trace: Trace) -> tuple[RecordedImage, ...]:
     caches = (None,) * len(seen) if trace.started is None else trace.started.cache
     return tuple(
         RecordedImage(
-            image=image.digest[:_IMAGE_NAME_DIGITS],
+            image=image.name,
             width=image.width,
             height=image.height,
             detail=image.case.detail,
