@@ -1,7 +1,9 @@
 """Replicas killed in the middle of a request, on a real Ray Serve and over real HTTP.
 
 A stand-in for the model answers on two replicas; the question says how often one dies (kill -9 of
-its process) before it is answered, after how many words, and whether they must have been read.
+its process) before it is answered, after how many words, and whether they must have been read, or
+the replica at least heard of: one that dies before the router hears anything of it may be replaced
+by Serve itself, which does not count.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +45,29 @@ def read_mark(deaths: Path) -> Path:
     return deaths.with_name("read")
 
 
+def heard_mark(deaths: Path, replica: str) -> Path:
+    """Is there once the router has heard that this replica has started."""
+    return deaths.with_name(f"heard-{replica}")
+
+
 class Model:
     async def info(self) -> Any:
         return MODEL
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
         [question] = [part for part in request.turns[-1].content if isinstance(part, str)]
-        asked = re.fullmatch(r"Die (\d+) times after (\d+)( read)? words, see (.+)", question)
+        asked = re.fullmatch(
+            r"Die (\d+) times after (\d+)( read| heard)? words, see (.+)", question
+        )
         assert asked is not None
         times, words, deaths = int(asked[1]), int(asked[2]), Path(asked[4])
+        marks = {" read": read_mark(deaths), " heard": heard_mark(deaths, str(os.getpid()))}
+        mark = marks.get(asked[3])
         yield Started((576,), 600, ("miss",), 0.0, 0.0, 0.0, replica=str(os.getpid()))
         for index, word in enumerate((*WORDS, "")):
             died = len(deaths.read_bytes()) if deaths.exists() else 0
             if index == words and died < times:
-                while asked[3] and not read_mark(deaths).exists():
+                while mark is not None and not mark.exists():
                     await asyncio.sleep(0.01)
                 with deaths.open("ab") as file:
                     file.write(b".")
@@ -65,6 +77,19 @@ class Model:
         yield Finished("stop", len(WORDS), 1.0, 1.0)
 
 
+class Hearing(HandleBackend):
+    """Leaves a mark for every replica that it hears of."""
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        [question] = [part for part in request.turns[-1].content if isinstance(part, str)]
+        deaths = Path(question.rpartition("see ")[2])
+        async with aclosing(super().generate(request)) as events:
+            async for event in events:
+                if isinstance(event, Started):
+                    heard_mark(deaths, event.replica).touch()
+                yield event
+
+
 class Front:
     """What deploy.ingress.Ingress is, without a configuration."""
 
@@ -72,7 +97,7 @@ class Front:
         self._model = model
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(RoutingService(HandleBackend(self._model), None, RouterConfig()))
+        return build_app(RoutingService(Hearing(self._model), None, RouterConfig()))
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +122,11 @@ def deaths(tmp_path: Path) -> Path:
     return tmp_path / "deaths"
 
 
-def request(deaths: Path, times: int, words: int, *, read: bool = False) -> dict[str, Any]:
-    question = f"Die {times} times after {words}{' read' if read else ''} words, see {deaths}"
+def request(
+    deaths: Path, times: int, words: int, *, read: bool = False, heard: bool = False
+) -> dict[str, Any]:
+    which = " read" if read else " heard" if heard else ""
+    question = f"Die {times} times after {words}{which} words, see {deaths}"
     return {"model": "m3-auto", "messages": [user(image_part(), question)]}
 
 
@@ -147,6 +175,6 @@ def test_an_error_is_the_last_event_of_its_stream(url: str, deaths: Path) -> Non
 
 def test_a_request_that_kills_its_replicas_is_given_up(client: OpenAI, deaths: Path) -> None:
     with pytest.raises(InternalServerError) as caught:
-        client.chat.completions.create(**request(deaths, 100, 1))
+        client.chat.completions.create(**request(deaths, 100, 1, heard=True))
     assert (caught.value.status_code, caught.value.code) == (502, "replica_lost")
     assert deaths.stat().st_size == RouterConfig().max_attempts
