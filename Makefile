@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PACKAGES := m3_backend predictor router deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format docs bench screenshots fuzz soak tiny clean
+.PHONY: help serve test check format docs bench screenshots alerts fuzz soak tiny clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1|/' | column -t -s '|'
@@ -36,6 +36,9 @@ bench: $(INSTALLED) ## the benchmarks; results under benchmarks/results
 
 screenshots: $(INSTALLED) ## pictures of the page for docs/, from a service that runs (ARGS='--url http://127.0.0.1:8000')
 	$(BIN)/python -m benchmarks.screenshots $(ARGS)
+
+alerts: $(INSTALLED) ## every alert seen firing at a real Prometheus, in scripted faults; five minutes
+	$(BIN)/python -m benchmarks.alerts $(ARGS)
 
 fuzz: $(INSTALLED) ## random requests by /openapi.json, for minutes (FUZZ_EXAMPLES=N of each kind)
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),5000) $(BIN)/pytest tests/hostile/test_schema.py $(ARGS)

@@ -1,6 +1,7 @@
 """Pictures of the page for docs/, from a service that runs: `make screenshots`.
 
-    m3-router serve --set dashboard.price_per_replica_hour=2.5     # in another terminal
+    m3-router serve --set dashboard.price_per_replica_hour=2.5 \
+      --set router.shadow.uniform_share=0.5 --set router.shadow.budget=0.5   # in another terminal
     python -m benchmarks.screenshots --url http://127.0.0.1:8000
 
 Asks every example question first, some of them more than once, so that there is something to see.
@@ -25,7 +26,8 @@ from deploy.announcement import EXAMPLES
 DOCS = Path(__file__).parents[1] / "docs"
 WIDE, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 PATIENCE_MS = 60_000
-VIEWS = ("cost", "decisions", "frontier")
+VIEWS = ("cost", "quality", "decisions", "frontier")
+WHOLE = ("cost", "quality")  # of which all is shown, however far down
 
 
 def ask_examples(url: str, rounds: int) -> int:
@@ -90,7 +92,7 @@ def main() -> None:
         for view in VIEWS:
             page = opened(browser, f"{page_url}?view={view}&range=15m", "light", WIDE)
             page.locator(".fresh:not(:empty)").last.wait_for()
-            page.screenshot(path=options.out / f"page-{view}.png", full_page=view == "cost")
+            page.screenshot(path=options.out / f"page-{view}.png", full_page=view in WHOLE)
         browser.close()
 
 

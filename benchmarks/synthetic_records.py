@@ -3,7 +3,8 @@
     python -m benchmarks.synthetic_records FOLDER --records 10000000 --days 30
 
 Traffic has days and nights, families of questions that need different scales, keys, a change of
-predictor, refusals in the busiest hours. Features are left out: no view of the page reads them.
+predictor, refusals in the busiest hours. One answer in fifty has a label. Features are left out: no
+view of the page reads them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from predictor.record_store import REQUESTS, RecordStore
+from predictor import label_records
+from predictor.record_store import LABELS, REQUESTS, RecordStore
 from predictor.routing_records import SCHEMA
 
 Floats = NDArray[np.float64]
@@ -39,6 +42,7 @@ ASKED = np.array([0.30, 0.26, 0.18, 0.14, 0.12])
 KEYS = np.array(["alice", "bob", "ci", "mobile-app"])
 PRICE = 0.1  # of a token, in the selection rule
 DAY_S = 86_400.0
+LABELLED = 0.02  # of the answers
 IMAGE = SCHEMA.field("images").type.value_type
 
 
@@ -62,6 +66,47 @@ def tables(plan: Plan) -> Iterator[pa.Table]:
         share = (np.arange(made, made + count) + rng.random(count)) / plan.records
         yield _table(rng, plan.until - (1 - share) * plan.days * DAY_S, share, made)
         made += count
+
+
+def labels_of(requests: pa.Table, seed: int = 0) -> pa.Table:
+    """Labels of a share of these requests, as shadow labelling would have made them: an answer at a
+    scale is the finest one's as often as its success allows, and then at every finer scale, too.
+    """
+    rng = np.random.default_rng((seed, len(requests)))
+    drawn = pa.array(rng.random(len(requests)) < LABELLED)
+    kept = requests.filter(pc.and_(drawn, pc.equal(requests["code"], "ok")))
+    count, width = len(kept), len(SCALES)
+    images = pc.list_flatten(kept["images"].combine_chunks())
+    p = pc.list_flatten(images.field("p_success")).to_numpy().reshape(count, width)
+    agrees = rng.random((count, 1)) < np.minimum(p / p[:, -1:], 1.0)
+    agrees[:, -1] = True
+    lists = np.arange(0, (count + 1) * width, width, dtype=np.int32)
+    ladder = pa.ListArray.from_arrays(lists, pa.array(np.tile(SCALES, count).astype(np.int32)))
+    none = pa.ListArray.from_arrays(np.zeros(count + 1, np.int32), pa.array([], pa.float32()))
+    columns: dict[str, Any] = {
+        **{name: kept[name] for name in ("request_id", "at", "served", "predictor", "bound")},
+        "labelled_at": kept["at"],
+        "stratum": [label_records.UNIFORM] * count,
+        "probability": np.full(count, LABELLED),
+        "pressure": kept["pressure"],
+        "scale": images.field("scale"),
+        "reason": images.field("reason"),
+        "scales": ladder,
+        "tokens_per_scale": ladder,
+        "grid_side": np.full(count, 24),
+        "p_success": images.field("p_success"),
+        "agrees": pa.ListArray.from_arrays(lists, pa.array(agrees.ravel().astype(np.float64))),
+        "image": images.field("image"),
+        "answer_tokens": np.full(count, 3),
+        "ms": np.full(count, 40.0),
+    }
+    columns |= dict.fromkeys(("model_identity", "processor", "replica"), ["made-up"] * count)
+    columns |= dict.fromkeys(("image_features", "question_features"), ["none"] * count)
+    for field in label_records.SCHEMA:
+        if field.name not in columns:
+            columns[field.name] = none.cast(field.type) if count else pa.nulls(0, field.type)
+    cast = [_cast(columns[field.name], field.type) for field in label_records.SCHEMA]
+    return pa.table(cast, schema=label_records.SCHEMA)
 
 
 def _table(rng: np.random.Generator, at: Floats, share: Floats, first: int) -> pa.Table:
@@ -179,7 +224,7 @@ def _where(there: NDArray[np.bool_], values: NDArray[Any]) -> pa.Array:
 
 
 def _cast(values: Any, kind: pa.DataType) -> pa.Array:
-    found = values if isinstance(values, pa.Array) else pa.array(values)
+    found = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     return found if found.type == kind else found.cast(kind)
 
 
@@ -192,6 +237,7 @@ def main() -> None:
     store = RecordStore(str(options.folder))
     for table in tables(Plan(options.records, options.days, time.time())):
         store.append(REQUESTS, table)
+        store.append(LABELS, labels_of(table))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from deploy.client import KEY_VARIABLE
 from deploy.config import OPEN_TO_ALL, Config
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).with_name("examples").resolve()  # a link, which a wheel has as files
 
 
 def ready_message(config: Config, logs: Path | None) -> str:
@@ -54,7 +54,7 @@ JSON"""
 def example() -> tuple[str, str]:
     """A picture, as one would type its path here, and a question about it."""
     listing = EXAMPLES / "questions.jsonl"
-    if not listing.is_file():  # installed without the repository
+    if not listing.is_file():  # nobody has put them there
         return "photo.jpg", "What is in the picture?"
     with listing.open(encoding="utf-8") as lines:
         first = json.loads(next(lines))

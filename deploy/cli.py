@@ -24,14 +24,14 @@ from deploy.analyze import analyze
 from deploy.keys import app as keys
 from deploy.label import label
 from deploy.offline import evaluate, train_predictor
+from deploy.options import ConfigFile, Settings, configuration
 from deploy.predictor_commands import app as predictors
 from deploy.printing import print_decision, print_report, print_timings
+from deploy.report import report
 from deploy.retrain import retrain
 
 if TYPE_CHECKING:
     import httpx
-
-    from deploy.config import Config
 DEFAULT_URL = "http://127.0.0.1:8000"
 DISTRIBUTION = "m3-router"
 SHOWN_VERSIONS = ("ray", "torch", "transformers", "lightgbm", "redis")
@@ -62,16 +62,6 @@ ImageFile = Annotated[
     Path, typer.Argument(help="JPEG, PNG, WebP, GIF or BMP.", exists=True, dir_okay=False)
 ]
 Question = Annotated[str, typer.Argument(help="The question about it, in quotes.")]
-ConfigFile = Annotated[
-    str,
-    typer.Option("--config", "-c", help="A configuration file, or a packaged one by its name."),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one setting, e.g. `serve.replica.replicas=2`."
-    ),
-]
 Url = Annotated[
     str | None,
     typer.Option(
@@ -117,20 +107,6 @@ def fail(message: str, status: Exit) -> None:
 def note(message: str) -> None:
     """A line for the person at the terminal, kept out of what a pipe reads."""
     print(message, file=sys.stderr, flush=True)
-
-
-def configuration(name: str, settings: list[str] | None, **changes: object) -> Config:
-    """The file with `--set` and the named options on top; None means not given."""
-    from deploy.config import ConfigError, load  # noqa: PLC0415
-
-    given: dict[str, Any] = {}
-    for setting in settings or ():
-        key, separator, value = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as serve.port=8001.")
-        given[key.strip()] = yaml.safe_load(value)
-    named = {key.replace("__", "."): value for key, value in changes.items() if value is not None}
-    return load(name, given | named)
 
 
 @app.command()
@@ -311,7 +287,7 @@ def version(as_json: AsJson = False) -> None:
         print(f"{name} {number}")
 
 
-for command in (label, analyze, train_predictor, evaluate, retrain):
+for command in (label, analyze, train_predictor, evaluate, retrain, report):
     app.command()(command)
 app.add_typer(keys, name="keys")
 app.add_typer(predictors, name="predictors")

@@ -322,7 +322,12 @@ class Config(Section):
     @property
     def records_store(self) -> str | None:
         """The folder or URL that records are kept in; None if none are."""
-        if self.records.store == "none" or self.records_redis_url is None:
+        return None if self.records_redis_url is None else self.records_root
+
+    @property
+    def records_root(self) -> str | None:
+        """The same, of a service with a Redis, which may not be there yet."""
+        if self.records.store == "none":
             return None
         if self.records.store == "auto":
             return str(state_folder() / "records") if self.ray.address == "local" else None

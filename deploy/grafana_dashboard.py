@@ -196,6 +196,39 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "Quality",
+        (
+            Panel(
+                "Regret and its bound",
+                (
+                    ("m3_regret", "regret, {{predictor}}"),
+                    ("m3_regret_low", "at least"),
+                    ("m3_regret_high", "at most"),
+                    ("m3_regret_bound", "promised"),
+                ),
+                "percentunit",
+                says="By shadow labels of the uniform stratum; the interval holds at all times.",
+            ),
+            Panel(
+                "Labels",
+                (
+                    (
+                        f"sum by (outcome) ({rate('m3_shadow_draws_total')})",
+                        "{{outcome}}",
+                    ),
+                ),
+                "reqps",
+                stack=True,
+            ),
+            Panel(
+                "Which predictor decides",
+                (("count by (version) (m3_predictor_info)", "{{version}}"),),
+                "none",
+                stack=True,
+            ),
+        ),
+    ),
+    (
         "Cache and records",
         (
             Panel(
@@ -205,6 +238,14 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 stack=True,
             ),
             Panel("Features in memory", (("sum(m3_feature_cache_bytes)", "bytes"),), "bytes"),
+            Panel(
+                "KV memory",
+                (
+                    ("sum(m3_kv_held_tokens)", "in use"),
+                    ("sum(m3_kv_idle_tokens)", "kept prefixes"),
+                    ("sum(m3_kv_tokens)", "there is"),
+                ),
+            ),
             Panel(
                 "Records",
                 (
@@ -254,6 +295,12 @@ def dashboard() -> dict[str, Any]:
         },
         "panels": panels,
     }
+
+
+def expressions(rate_interval: str = "$__rate_interval") -> list[str]:
+    """What all panels ask, with Grafana's variable replaced."""
+    asks = [ask for _, row in ROWS for panel in row for ask, _ in panel.asks]
+    return [ask.replace("$__rate_interval", rate_interval) for ask in asks]
 
 
 def _placed(panel: dict[str, Any], x: int, y: int, width: int, height: int) -> dict[str, Any]:

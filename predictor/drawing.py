@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -111,6 +111,28 @@ def label_right(
             color=colour,
             annotation_clip=False,
         )
+
+
+def reliability_svg(
+    bins: Sequence[Mapping[str, Any]], label: str, upwards: str = "observed, %"
+) -> str:
+    """Predicted against observed success, as `predictor.calibration.Bin` has them, inline.
+
+    Args:
+        upwards: what was observed.
+    """
+    with style():
+        figure, axes = one_plot((3.4, 3.0), left=0.5, right=0.1, bottom=0.5)
+        axes.plot([0, 100], [0, 100], color=RULE, lw=1)
+        axes.plot(
+            [100 * each["predicted"] for each in bins],
+            [100 * each["observed"] for each in bins],
+            "o-", color=ACCENT, ms=3.5, lw=1,
+        )  # fmt: skip
+        axes.set_xlabel("predicted success, %")
+        axes.set_ylabel(upwards)
+        draw_grid(axes)
+        return inline_svg(figure, label)
 
 
 # What matplotlib writes into an SVG and a page does not need, or must not have twice.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ from predictor.drawing import (
     INK,
     MUTED,
     PAPER,
-    RULE,
     draw_grid,
     inline_svg,
     label_right,
     logarithmic,
     one_plot,
+    reliability_svg,
     style,
 )
-from predictor.pages import render_page
+from predictor.pages import number, or_dash, per_cent, render_page
 
 _UNITS = {
     "tokens": "mean image tokens",
@@ -55,13 +55,15 @@ def render(report: Mapping[str, Any]) -> str:
                 for unit in part["by_cost"]
                 if unit != "tokens"
             ],
-            "reliability": Markup(_reliability_svg(name, part)),
+            "reliability": Markup(
+                reliability_svg(part["reliability"], f"Predicted against observed success, {name}")
+            ),
         }
         for name, part in report["parts"].items()
     }
     return render_page(
         "evaluation.html",
-        {"pct": _per_cent, "number": _number, "gap": _gap},
+        {"pct": per_cent, "number": number, "gap": _gap},
         report=report,
         titles=_PARTS,
         pictures=pictures,
@@ -161,22 +163,6 @@ def _cost_svg(name: str, part: Mapping[str, Any], unit: str) -> str:
         return inline_svg(figure, f"Accuracy against {_UNITS[unit]}, {name}")
 
 
-def _reliability_svg(name: str, part: Mapping[str, Any]) -> str:
-    with style():
-        figure, axes = one_plot((3.4, 3.0), left=0.5, right=0.1, bottom=0.5)
-        axes.plot([0, 100], [0, 100], color=RULE, lw=1)
-        bins = part["reliability"]
-        axes.plot(
-            [100 * each["predicted"] for each in bins],
-            [100 * each["observed"] for each in bins],
-            "o-", color=ACCENT, ms=3.5, lw=1,
-        )  # fmt: skip
-        axes.set_xlabel("predicted success, %")
-        axes.set_ylabel("observed, %")
-        draw_grid(axes)
-        return inline_svg(figure, f"Predicted against observed success, {name}")
-
-
 def _lead(part: Mapping[str, Any]) -> str:
     """What came out, in three sentences."""
     closed = part["gap_closed"]["router"]
@@ -206,13 +192,4 @@ def _lead(part: Mapping[str, Any]) -> str:
     return said
 
 
-_Value = float | None
-
-
-def _or_dash(text: Callable[[float], str]) -> Callable[[_Value], str]:
-    return lambda value: "–" if value is None else text(value)
-
-
-_per_cent = _or_dash(lambda share: f"{100 * share:.1f}")
-_gap = _or_dash(lambda share: f"{share:.2f}".replace("-", "−"))
-_number = _or_dash(lambda value: f"{value:,.1f}" if value < 1000 else f"{value:,.0f}")
+_gap = or_dash(lambda share: f"{share:.2f}".replace("-", "−"))

@@ -7,6 +7,7 @@ unit, usually image tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -95,6 +96,27 @@ def smallest_sufficient(success: NDArray[np.bool_]) -> NDArray[np.intp]:
         success: N×S, coarse to fine.
     """
     return np.where(success.any(axis=1), success.argmax(axis=1), -1)
+
+
+def allocation(right: NDArray[np.bool_], chosen: NDArray[np.intp]) -> dict[str, Any]:
+    """How often each scale was chosen where each was the smallest sufficient one.
+
+    Rows: the smallest sufficient scale, coarse to fine, then "none". Columns: the chosen scale.
+    `over` spent more than was needed, `under` less although more would have been right; choosing
+    anything above the coarsest for a question that no scale answers is `wasted`.
+    """
+    needed = smallest_sufficient(right)
+    scales = right.shape[1]
+    matrix = np.zeros((scales + 1, scales), dtype=np.int64)
+    np.add.at(matrix, (np.where(needed < 0, scales, needed), chosen), 1)
+    solvable = needed >= 0
+    return {
+        "matrix": matrix.tolist(),
+        "exact": float(np.mean(solvable & (chosen == needed))),
+        "over": float(np.mean(solvable & (chosen > needed))),
+        "under": float(np.mean(solvable & (chosen < needed))),
+        "wasted": float(np.mean(~solvable & (chosen > 0))),
+    }
 
 
 def stable(success: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -16,6 +16,7 @@ from predictor.calibration import REGRET_BOUNDS, expected_calibration_error, rel
 from predictor.clustered import Clusters, members
 from predictor.frontier import (
     Curve,
+    allocation,
     fixed_scales,
     hull,
     oracle,
@@ -88,9 +89,10 @@ def judge_part(
             operating_point(part, p_success, artifact, right, target, free, costs, bound)
             for bound in REGRET_BOUNDS
         ],
-        "allocation": allocation(
-            right, served(part, p_success, artifact.thresholds.at(ALLOCATION_BOUND))
-        ),
+        "allocation": {
+            "max_regret": ALLOCATION_BOUND,
+            **allocation(right, served(part, p_success, artifact.thresholds.at(ALLOCATION_BOUND))),
+        },
         "same_picture": same_picture(
             part.image, right, served(part, p_success, artifact.thresholds.at(ALLOCATION_BOUND))
         ),
@@ -150,28 +152,6 @@ def operating_point(
         "best_fixed_scale": part.source.ladder.scales[best_fixed],
         "best_fixed_accuracy": float(right[:, best_fixed].mean()),
         "hull_accuracy": float(free.at(tokens)),
-    }
-
-
-def allocation(right: Bools, chosen: NDArray[np.intp]) -> dict[str, Any]:
-    """How often each scale was chosen where each was the smallest sufficient one.
-
-    Rows: the smallest sufficient scale, coarse to fine, then "none". Columns: the chosen scale.
-    `over` spent more than was needed, `under` less although more would have been right; choosing
-    anything above the coarsest for a question that no scale answers is `wasted`.
-    """
-    needed = smallest_sufficient(right)
-    scales = right.shape[1]
-    matrix = np.zeros((scales + 1, scales), dtype=np.int64)
-    np.add.at(matrix, (np.where(needed < 0, scales, needed), chosen), 1)
-    solvable = needed >= 0
-    return {
-        "max_regret": ALLOCATION_BOUND,
-        "matrix": matrix.tolist(),
-        "exact": float(np.mean(solvable & (chosen == needed))),
-        "over": float(np.mean(solvable & (chosen > needed))),
-        "under": float(np.mean(solvable & (chosen < needed))),
-        "wasted": float(np.mean(~solvable & (chosen > 0))),
     }
 
 

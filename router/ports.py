@@ -13,6 +13,7 @@ from typing import Protocol
 from m3_backend.messages import Event, GenerationRequest, ImageInput, ModelInfo
 from m3_backend.stats import BreakerState, EngineStats
 from predictor.predictor import Prediction
+from predictor.records import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,10 @@ class PredictorPort(Protocol):
     @property
     def version(self) -> str:
         """Names the artefact in headers and records."""
+
+    @property
+    def target(self) -> Target:
+        """What its promise is about."""
 
     def predict(self, image: ImageInput, question: str, salt: str = "") -> Prediction:
         """CPU work: call it off the event loop.

@@ -35,6 +35,7 @@ from m3_backend.messages import (
 from m3_backend.pace import Line
 from m3_backend.scales import image_tokens
 from predictor.predictor import Prediction
+from predictor.records import Target
 from router.admission import Admission, Look, Ticket, bounds_under_load
 from router.config import RouterConfig
 from router.conversation import Conversation, read_conversation, read_images
@@ -189,6 +190,11 @@ class RoutingService:
     @property
     def predictor_version(self) -> str | None:
         return None if self._predictor is None else self._predictor.version
+
+    @property
+    def predictor_target(self) -> Target | None:
+        """What the predictor in force foretells and promises."""
+        return None if self._predictor is None else self._predictor.target
 
     @property
     def regret_bounds(self) -> tuple[float, ...]:

@@ -60,6 +60,7 @@ class FakePredictor:
     """
 
     version = "fake-1"
+    target = "agreement"
 
     def __init__(
         self,

@@ -92,11 +92,7 @@ def add_page(
         name = next((name for name in VIEW_NAMES if name == view), None)
         if records is None or name is None:
             raise HTTPException(404)
-        known = Known(
-            (await service.info()).costs.prefill_token_ms,
-            service.config.max_regret,
-            service.certified_prices,
-        )
+        known = await _known(service)
         looked = read_look(name, request.query_params, known)
         try:
             async with asyncio.timeout(VIEW_TIMEOUT_S):
@@ -123,6 +119,17 @@ def _add_examples(app: FastAPI, shown: Examples) -> None:
     async def picture(request: Request, name: str) -> Response:
         """An example picture."""
         return _found(shown.pictures.get(name)).answer(request)
+
+
+async def _known(service: RoutingService) -> Known:
+    return Known(
+        (await service.info()).costs.prefill_token_ms,
+        service.config.max_regret,
+        service.certified_prices,
+        service.predictor_version,
+        service.predictor_target,
+        service.config.shadow.uniform_share,
+    )
 
 
 async def _setup(service: RoutingService, views: list[str]) -> Setup:

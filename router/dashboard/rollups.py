@@ -4,31 +4,32 @@ Every answer's record is counted once, in three resolutions: ten seconds for the
 minutes for the last days, hours for ever. Sums of tokens are exact; durations are counted in bins
 of an eighth of an octave, so quantiles are within 4.5%.
 
-Files are read once each. A file that replaces others (compaction) brings nothing new, because each
-record's name is remembered, eight bytes each.
+Labels (`router.dashboard.labels`) stand beside them in the same database.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, get_args
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m3_backend.messages import CacheLevel
 from predictor.record_files import RecordFiles
-from predictor.record_store import REQUESTS, Seen
-
-logger = logging.getLogger("m3_router.dashboard")
+from predictor.record_store import LABELS, REQUESTS
+from router.dashboard import labels
+from router.dashboard.new_files import Days, NewFiles, every_day
 
 ANSWERS = "/v1/chat/completions"
 BINS_PER_OCTAVE = 8
 ANSWER_TIMES = ("total", "ttft")  # counted by scale
+CACHES: tuple[CacheLevel, ...] = get_args(CacheLevel)
 ROUTER_TIMES = ("routing", "wait", "parse", "images", "features", "predict", "decide")
 REPLICA_TIMES = ("queue", "fetch", "encode", "prefill", "decode")  # of recent requests only
 DURATIONS = (*ANSWER_TIMES, *ROUTER_TIMES, *REPLICA_TIMES)
@@ -80,9 +81,7 @@ SELECT time_bucket(INTERVAL {step} SECOND, t) AS t, key, served, predictor, scal
        sum(decode_ms)::DOUBLE AS decode_ms,
        count(loosened_from) AS loosened, sum(retries)::BIGINT AS retries,
        max(pressure) AS pressure,
-       sum(len(list_filter(images, lambda i: i.cache IN ('memory', 'prefix'))))::BIGINT AS memory,
-       sum(len(list_filter(images, lambda i: i.cache = 'redis')))::BIGINT AS redis,
-       sum(len(list_filter(images, lambda i: i.cache = 'miss')))::BIGINT AS miss
+       {caches}
 FROM {source} GROUP BY ALL
 """
 _LADDERS = """
@@ -128,12 +127,15 @@ class RollUps:
     Args:
         root: of the records, as `predictor.record_store.RecordStore`.
         clock: Unix time, seconds.
+        days: those (UTC) that are looked at.
     """
 
-    def __init__(self, root: str, clock: Callable[[], float] = time.time) -> None:
-        self._files, self._clock = RecordFiles(root), clock
-        self._read: dict[str, set[str]] = {}
-        self._seen: dict[str, Seen] = {}
+    def __init__(
+        self, root: str, clock: Callable[[], float] = time.time, days: Days = every_day
+    ) -> None:
+        files, self._clock = RecordFiles(root), clock
+        self._requests = NewFiles(files, REQUESTS, _columns, days, newest_first=True)
+        self._labels = NewFiles(files, LABELS, labels.read, days, newest_first=False)
         self._database = duckdb.connect(":memory:")
         self._database.execute("SET TimeZone = 'UTC'")
         self._lock = threading.Lock()  # of whoever writes
@@ -141,48 +143,31 @@ class RollUps:
         self.records = 0
         empty = pa.Table.from_pylist([], schema=_schema())
         self._take(empty, create=True)
+        self._quality = labels.Labels(self._database)
 
     def refresh(self) -> int:
-        """Reads the files that are new, the newest days first; gives the number of new records.
-
-        A file that is gone or broken is left out, as every reader of records does.
-        """
+        """Reads the files that are new, the newest days first; gives the number of new records."""
         with self._lock:
             before = self.records
-            for folder in sorted(self._files.folders(REQUESTS.name), reverse=True):
-                self._refresh_day(folder)
+            for table in self._requests.tables():
+                self._take(table)
+                self.records += len(table)
+            for table in self._labels.tables():
+                self._quality.add(table)
             self._keep_house()
             return self.records - before
 
     def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Rows by column; from any thread."""
-        cursor = self._database.cursor()
-        try:
+        with closing(self._database.cursor()) as cursor:
             result = cursor.execute(sql, parameters or {})
             names = [column[0] for column in result.description or ()]
             return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
-        finally:
-            cursor.close()
 
-    def _refresh_day(self, folder: str) -> None:
-        done = self._read.setdefault(folder, set())
-        there = set(self._files.names(folder))
-        for name in sorted(there - done):
-            try:
-                with self._files.open(name) as file:
-                    table = _columns(pq.ParquetFile(file))
-            except FileNotFoundError:  # put together with others meanwhile
-                continue
-            except (pa.ArrowException, OSError, KeyError) as error:
-                logger.warning("records in %s cannot be read: %r", name, error)
-            else:
-                seen = self._seen.setdefault(folder, Seen())
-                fresh = table.filter(pa.array(seen.first(table[REQUESTS.key])))
-                if len(fresh):
-                    self._take(fresh)
-                self.records += len(fresh)
-            done.add(name)
-        done &= there
+    def table(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+        """The same by column, for many rows."""
+        with closing(self._database.cursor()) as cursor:
+            return cursor.sql(sql, params=parameters or {}).to_arrow_table()
 
     def _take(self, batch: pa.Table, *, create: bool = False) -> None:
         writer = self._database.cursor()
@@ -190,6 +175,10 @@ class RollUps:
         writer.execute(_FRESH.format(answers=ANSWERS))
         counted = (*ANSWER_TIMES, *ROUTER_TIMES)
         pairs = ", ".join(f"{{kind: '{name}', ms: {name}_ms}}" for name in counted)
+        caches = ", ".join(
+            f"sum(len(list_filter(images, lambda i: i.cache = '{level}')))::BIGINT AS {level}"
+            for level in CACHES
+        )
         writer.execute("BEGIN")
         for level in LEVELS:
             oldest = self._oldest(level)
@@ -201,6 +190,7 @@ class RollUps:
                     bins=BINS_PER_OCTAVE,
                     by_scale=ANSWER_TIMES,
                     pairs=pairs,
+                    caches=caches,
                 )
                 head = "CREATE TABLE {} AS" if create else "INSERT INTO {}"
                 writer.execute(f"{head.format(f'{table}_{level.name}')} {rows}")
@@ -256,9 +246,9 @@ def _type(writer: duckdb.DuckDBPyConnection, table: str, column: str) -> str:
     return str(found)
 
 
-def _columns(file: pq.ParquetFile) -> pa.Table:
+def _columns(file: BinaryIO) -> pa.Table:
     """What is needed of a file; features, most of it, are never read."""
-    table = file.read(columns=[*COLUMNS, *NESTED])
+    table = pq.ParquetFile(file).read(columns=[*COLUMNS, *NESTED])
     missing = [name for name in COLUMNS if name not in table.column_names]
     for name in missing:  # of an earlier format
         table = table.append_column(name, pa.nulls(len(table), REQUESTS.schema.field(name).type))

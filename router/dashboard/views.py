@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from predictor.selection import select_many
-from router.dashboard.looks import RANGES, Known, Looked, ViewName
-from router.dashboard.rollups import BINS_PER_OCTAVE, ROUTER_TIMES, RollUps, level_for
+from router.dashboard.looks import Known, Looked, Period, ViewName
+from router.dashboard.quality import Foreseen, calibration, needs
+from router.dashboard.rollups import BINS_PER_OCTAVE, CACHES, ROUTER_TIMES, RollUps, level_for
 
 MS_PER_HOUR = 3_600_000.0
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 DECISIONS = 100  # shown at once
+HITS = tuple(level for level in CACHES if level != "miss")
+PREDICTED = "predicted"  # the reason of a choice that nothing but the predictor settled
+SINCE = "t >= to_timestamp($since)"
+ESTIMATE = ("regret", "low", "high", "bound")  # of predictor.regret.Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +59,8 @@ class _Look:
 
     def __init__(self, rollups: RollUps, price: Price, now: float, looked: Looked) -> None:
         self._rollups, self._price, self._looked = rollups, price, looked
-        back_s, self.step_s = RANGES[looked.range]
-        self.until = (int(now) // self.step_s + 1) * self.step_s
-        self.since = self.until - back_s
+        period = looked.period or Period.ending(now, looked.range)
+        self.since, self.until, self.step_s = period.since, period.until, period.step_s
         self._level = level_for(self.step_s).name
         self._where = "t >= to_timestamp($since) AND t < to_timestamp($until)"
         self._given: dict[str, Any] = {"since": self.since, "until": self.until}
@@ -81,11 +86,44 @@ class _Look:
         return {
             "totals": totals,
             "codes": self._counts("code"),
+            "changes": self._changes(),
             "over_time": self._over_time(),
             "policies": self._policies(totals),
             "currency": self._price.currency,
             "price_per_replica_hour": self._price.per_replica_hour,
             **self._times(),
+        }
+
+    def quality(self) -> dict[str, Any]:
+        """What routing costs in answers, by labels of the uniform stratum, whoever asked."""
+        known = self._looked.known
+        [counted] = self._of_labels(
+            "count(*) AS labels, count(DISTINCT image) AS pictures,"
+            f" count(*) FILTER (reason = '{PREDICTED}') AS predicted",
+            "labels",
+            SINCE,
+        )
+        foreseen = Foreseen.of(
+            self._rollups.table(
+                *self._label_query(
+                    "scales, p_success, agrees, list_position(scales, scale) AS place, image",
+                    "labels",
+                    f"{SINCE} AND reason = '{PREDICTED}' AND p_success IS NOT NULL",
+                    "QUALIFY mode(scales) OVER () = scales",  # of the model that has most
+                )
+            )
+        )
+        return {
+            **counted,
+            "predictor": known.predictor,
+            "target": known.target,
+            "max_regret": known.max_regret,
+            "uniform_share": known.uniform_share,
+            "predictors": self._regrets(),
+            "changes": self._changes(),
+            "over_time": self._regret_over_time(),
+            "calibration": calibration(foreseen),
+            "allocation": needs(foreseen),
         }
 
     def decisions(self) -> dict[str, Any]:
@@ -139,6 +177,71 @@ class _Look:
         )
         return [row["name"] for row in rows]
 
+    def _of_labels(self, *asked: str) -> list[dict[str, Any]]:
+        return self._rollups.query(*self._label_query(*asked))
+
+    def _label_query(
+        self, select: str, table: str, where: str, rest: str = ""
+    ) -> tuple[str, dict[str, Any]]:
+        """A query about labels, which hold no API key, or about what has their columns."""
+        given = {name: self._given[name] for name in ("since", "until")}
+        for name in ("served", "predictor"):
+            if (value := getattr(self._looked, name)) is not None:
+                where += f" AND {name} = ${name}"
+                given[name] = value
+        sql = f"SELECT {select} FROM {table} WHERE t < to_timestamp($until) AND {where} {rest}"
+        return sql, given
+
+    def _regrets(self) -> list[dict[str, Any]]:
+        """Every predictor that decided in this time, the latest first: when and how often, and its
+        regret as far as it was known at the end of this time.
+        """
+        known = self._of_labels(
+            f"predictor, arg_max(struct_pack({', '.join(ESTIMATE)}, labels), labels) AS known",
+            "estimates",
+            "$since IS NOT NULL",  # whenever: an estimate is of all its labels
+            "GROUP BY predictor",
+        )
+        estimates = {row["predictor"]: row["known"] for row in known}
+        decided = self._of_labels(
+            "predictor, epoch(min(t))::BIGINT AS first, epoch(max(t))::BIGINT AS last,"
+            " sum(requests)::BIGINT AS answers",
+            f"sums_{self._level}",
+            f"{SINCE} AND code = 'ok'",
+            "GROUP BY predictor ORDER BY last DESC, first DESC",
+        )
+        return [row | {"regret": estimates.get(row["predictor"])} for row in decided]
+
+    def _regret_over_time(self) -> dict[str, Any]:
+        """Estimates as they stood after each step that brought labels, by predictor."""
+        at = list(range(self.since, self.until, self.step_s))
+        rows = self._of_labels(
+            f"{self._bucket()} AS second, coalesce(predictor, 'none') AS version,"
+            f" arg_max(struct_pack({', '.join(ESTIMATE)}), labels) AS known",
+            "estimates",
+            SINCE,
+            "GROUP BY ALL",
+        )
+        lines: dict[str, dict[str, list[float | None]]] = {}
+        for row in rows:
+            empty: dict[str, list[float | None]] = {name: [None] * len(at) for name in ESTIMATE}
+            line = lines.setdefault(row["version"], empty)
+            for name in ESTIMATE:
+                line[name][(row["second"] - self.since) // self.step_s] = row["known"][name]
+        return {"at": at, "predictors": lines}
+
+    def _changes(self) -> list[dict[str, Any]]:
+        """When another predictor began to decide most requests."""
+        rows = self._sql(
+            f"{self._bucket()} AS second, coalesce(predictor, 'none') AS version,"
+            " sum(requests)::BIGINT AS requests",
+            "sums",
+            "AND code = 'ok' GROUP BY ALL ORDER BY second, requests",
+        )
+        most = {row["second"]: row["version"] for row in rows}  # the last of each second
+        pairs = itertools.pairwise(most.items())
+        return [{"at": at, "predictor": now} for (_, was), (at, now) in pairs if now != was]
+
     def _totals(self) -> dict[str, Any]:
         # Answers whose replica has told what they took; a request that was refused took nothing.
         [row] = self._sql(
@@ -154,9 +257,8 @@ class _Look:
             "coalesce(sum(encode_ms) FILTER (code = 'ok'), 0)::DOUBLE AS encode_ms,"
             "coalesce(sum(prefill_ms) FILTER (code = 'ok'), 0)::DOUBLE AS prefill_ms,"
             "coalesce(sum(decode_ms) FILTER (code = 'ok'), 0)::DOUBLE AS decode_ms,"
-            "coalesce(sum(memory), 0)::BIGINT AS memory, coalesce(sum(redis), 0)::BIGINT AS redis,"
-            "coalesce(sum(miss), 0)::BIGINT AS miss,"
-            "coalesce(sum(loosened), 0)::BIGINT AS loosened,"
+            + "".join(f"coalesce(sum({level}), 0)::BIGINT AS {level}," for level in CACHES)
+            + "coalesce(sum(loosened), 0)::BIGINT AS loosened,"
             "coalesce(sum(retries), 0)::BIGINT AS retries, max(pressure)::DOUBLE AS pressure",
             "sums",
         )
@@ -170,7 +272,8 @@ class _Look:
         )
 
     def _bucket(self) -> str:
-        return f"epoch(time_bucket(INTERVAL {self.step_s} SECOND, t))::BIGINT"
+        begin = f"to_timestamp({self.since})"
+        return f"epoch(time_bucket(INTERVAL {self.step_s} SECOND, t, {begin}))::BIGINT"
 
     def _over_time(self) -> dict[str, Any]:
         at = list(range(self.since, self.until, self.step_s))
@@ -179,7 +282,8 @@ class _Look:
             f"{self._bucket()} AS second, scale, code = 'ok' AS ok, code = 'overloaded' AS refused,"
             "sum(requests)::BIGINT AS requests, sum(image_tokens)::BIGINT AS image_tokens,"
             "sum(finest_tokens)::BIGINT AS finest_tokens, max(pressure)::DOUBLE AS pressure,"
-            "sum(memory + redis)::BIGINT AS hits, sum(memory + redis + miss)::BIGINT AS images",
+            f"sum({' + '.join(HITS)})::BIGINT AS hits,"
+            f"sum({' + '.join(CACHES)})::BIGINT AS images",
             "sums",
             "GROUP BY ALL",
         )
@@ -247,8 +351,9 @@ class _Look:
 
         def policy(name: str, place: int | None, tokens: int, p: float | None) -> dict[str, Any]:
             more = tokens - totals["image_tokens"]
-            spent = totals["replica_ms"] + more * self._looked.known.prefill_token_ms
-            each = spent / answered
+            token_ms = self._looked.known.prefill_token_ms
+            spent = None if more and token_ms is None else more * (token_ms or 0.0)
+            each = None if spent is None else (totals["replica_ms"] + spent) / answered
             return {
                 "policy": name,
                 "place": place,
@@ -262,7 +367,8 @@ class _Look:
         rows = [policy("router", None, totals["image_tokens"], chosen_p)]
         for row in ladder:
             p = row["p"] / row["predicted"] if row["predicted"] else None
-            rows.append(policy("fixed", row["place"], row["tokens"], p))
+            fixed = policy("fixed", row["place"], row["tokens"], p)
+            rows.append(fixed | {"tokens_per_picture": row["tokens"] / row["images"]})
         as_good = [
             r for r in rows[1:] if chosen_p is not None and (r["p_success"] or 0) >= chosen_p
         ]
@@ -315,6 +421,7 @@ class _Look:
 
 VIEWS: dict[ViewName, Callable[[_Look], dict[str, Any]]] = {
     "cost": _Look.cost,
+    "quality": _Look.quality,
     "decisions": _Look.decisions,
     "frontier": _Look.frontier,
 }

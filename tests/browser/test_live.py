@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-from predictor.record_store import REQUESTS, RecordStore
+from predictor.record_store import LABELS, REQUESTS, RecordStore
 from tests.browser.browsing import PATIENCE_MS, PHONE, WIDE, visiting
+from tests.browser.test_playground import ATTACKS, elements
 from tests.conftest import unused_port
 from tests.e2e.pictures import chat, picture
 from tests.e2e.service import Service, sandbox, start, until
@@ -25,6 +28,7 @@ class Live:
     """A service, and what its records say of each request by its id."""
 
     service: Service
+    folder: Path
     records: dict[str, dict[str, object]]
 
 
@@ -32,7 +36,10 @@ class Live:
 def live() -> Iterator[Live]:
     with sandbox() as box:
         folder = box.folder / "home/.local/state/m3-router/records"
-        settings = ("--set", "dashboard.price_per_replica_hour=2.5")
+        settings = [
+            *("--set", "dashboard.price_per_replica_hour=2.5"),
+            *("--set", "router.shadow.uniform_share=1", "--set", "router.shadow.budget=1"),
+        ]
         service = start(*settings, port=unused_port(), box=box)
         questions = ("What is this?", "What is the background colour?", "please read it.")
         for seed in range(ANSWERS - 1):
@@ -46,7 +53,7 @@ def live() -> Iterator[Live]:
             return {row["request_id"]: row for part in parts for row in part.to_pylist()}
 
         assert until(lambda: len(records()) == ANSWERS + 1)
-        yield Live(service, records())
+        yield Live(service, folder, records())
         service.stop()
 
 
@@ -81,6 +88,63 @@ def test_cost_and_latency_are_those_of_metrics_and_records(
         assert not by_scale
         assert visit.sideways == 0
         assert visit.accessibility(axe) == []
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_quality_is_that_of_metrics_and_labels(
+    browser: Browser, live: Live, axe: str, size: tuple[int, int]
+) -> None:
+    service, store = live.service, RecordStore(str(live.folder))
+
+    def labels() -> list[dict[str, object]]:
+        return [row for part in store.read(LABELS) for row in part.to_pylist()]
+
+    assert until(lambda: len(labels()) >= ANSWERS)  # every answer is labelled, if there is time
+    url = f"{service.url}/dashboard?view=quality&range=15m"
+    with visiting(browser, url, size) as visit:
+        page, known = visit.page, labels()
+        tiles = page.locator(".tile")
+        expect(tiles.nth(2).locator("dd").first).to_have_text(str(len(known)))
+        version = {str(row["predictor"]) for row in known}
+        row = page.locator(".versions tbody tr")
+        expect(row).to_have_count(1)
+        assert version == {row.locator("code").get_attribute("title")}
+        [regret] = service.metric("m3_regret").values()
+        [low] = service.metric("m3_regret_low").values()
+        [high] = service.metric("m3_regret_high").values()
+        [bound] = service.metric("m3_regret_bound").values()
+        expect(tiles.nth(0).locator("dd").first).to_have_text(f"{regret:.1%}")
+        expect(tiles.nth(0)).to_contain_text(f"{low:.1%} to {high:.1%}")
+        expect(tiles.nth(1)).to_contain_text(f"≤ {100 * bound:g}%")
+        cells = page.locator(".matrix td").all_inner_texts()
+        predicted = [label for label in known if label["reason"] == "predicted"]
+        assert sum(int(cell) for cell in cells if cell != "·") == len(predicted)
+        expect(page.locator(".reliability")).to_be_visible()
+        assert visit.sideways == 0
+        assert visit.accessibility(axe) == []
+        assert visit.complaints == []
+
+
+def test_without_labels_quality_says_what_to_do(browser: Browser, live: Live) -> None:
+    url = f"{live.service.url}/dashboard?view=quality&served=nobody"
+    with visiting(browser, url) as visit:
+        expect(visit.page.locator(".hint")).to_contain_text("router.shadow.uniform_share")
+        assert visit.sideways == 0
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize("view", ["cost", "quality", "decisions", "frontier"])
+@pytest.mark.parametrize("attack", ATTACKS[:3])
+def test_nothing_in_a_filter_runs(browser: Browser, live: Live, view: str, attack: str) -> None:
+    asked = urlencode(
+        {"view": view, "range": "15m"}
+        | dict.fromkeys(("key", "served", "predictor", "reason", "bound"), attack)
+    )
+    with visiting(browser, f"{live.service.url}/dashboard?{asked}") as visit:
+        expect(visit.page.locator(".fresh:not(:empty)")).to_be_visible()
+        assert visit.page.evaluate("window.pwned") is None
+        assert elements(visit) == 0
         assert visit.complaints == []
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from benchmarks.synthetic_records import Plan, labels_of, tables
 from deploy.announcement import EXAMPLES
 from m3_backend.messages import GenerationRequest
+from predictor.record_store import LABELS, REQUESTS, RecordStore
 from router.auth import digest_of_key
 from router.config import RouterConfig
+from router.dashboard.looks import Looked
+from router.dashboard.rollups import RollUps
+from router.dashboard.views import Price, Views
 from router.http import build_app
 from router.service import RoutingService
 from tests.browser.browsing import PATIENCE_MS, PHONE, WIDE, Visit, visiting
@@ -259,6 +267,50 @@ def test_nothing_that_is_said_runs(browser: Browser, tmp_path: Path, attack: str
         page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": b"x"})
         expect(page.get_by_role("alert")).to_contain_text(name)
         expect(page.locator("#state")).to_contain_text(attack)
+        assert page.evaluate("window.pwned") is None
+        assert elements(visit) == 0
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize("view", ["cost", "quality", "decisions", "frontier"])
+def test_nothing_in_records_runs(browser: Browser, tmp_path: Path, view: str) -> None:
+    """Not from the name of a key, a model, a predictor or a reason, wherever a view shows it."""
+    [table] = tables(Plan(300, 0.02, time.time()))
+    images = [
+        [one | {"reason": ATTACKS[3]} for one in each] for each in table["images"].to_pylist()
+    ]
+    columns = {
+        "key": ATTACKS[0],
+        "served": ATTACKS[1],
+        "predictor": ATTACKS[2],
+        "model": ATTACKS[5],
+    }
+    changed = {name: [value] * len(table) for name, value in columns.items()} | {"images": images}
+    for name, values in changed.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pa.array(values, table.schema.field(at).type))
+    store = RecordStore(str(tmp_path))
+    store.append(REQUESTS, table)
+    store.append(LABELS, labels_of(table))
+    rollups = RollUps(str(tmp_path))
+    rollups.refresh()
+    views = Views(rollups, Price(), time.time)
+
+    async def show(looked: Looked) -> dict[str, Any]:
+        return await asyncio.to_thread(views.show, looked)
+
+    service = RoutingService(FakeBackend(), NamedPredictor(), RouterConfig())
+    with (
+        serving(build_app(service, records=show)) as url,
+        visiting(browser, f"{url}/dashboard?view={view}") as visit,
+    ):
+        page = visit.page
+        expect(page.locator(".fresh:not(:empty)")).to_be_visible()
+        if view == "decisions":
+            page.locator(".requests > li button").first.click()
+            expect(page.locator(".opened")).to_contain_text(ATTACKS[3])
+        if view == "quality":
+            expect(page.locator(".versions tbody th")).to_contain_text(ATTACKS[2][:8])
         assert page.evaluate("window.pwned") is None
         assert elements(visit) == 0
         assert visit.complaints == []

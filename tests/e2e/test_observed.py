@@ -14,12 +14,15 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from deploy import grafana_dashboard
+from tests import prometheus
 from tests.conftest import unused_port
 from tests.e2e.pictures import chat, picture
 from tests.e2e.service import Service, sandbox, start, until
@@ -35,6 +38,8 @@ SETTINGS = {
     "serve.ingress.max_ongoing_requests": 4,
     "serve.ingress.max_queued_requests": 1,
     "router.request_timeout_s": TIMEOUT_S,
+    "router.shadow.uniform_share": 1.0,
+    "router.shadow.budget": 1.0,
 }
 SECRET = "4929-1234-5678-9012"
 
@@ -231,3 +236,24 @@ def test_it_says_in_its_log_what_has_started(service: Service) -> None:
     [model] = {line["model"] for line in said if line["message"] == "model ready"}
     assert model == "m3-tiny"
     assert len({line["ingress"] for line in said if line["message"] == "ingress ready"}) == 2
+
+
+@pytest.mark.skipif(prometheus.BINARY is None, reason="prometheus is not installed")
+def test_prometheus_finds_data_for_every_panel_of_the_dashboard(
+    service: Service, tmp_path: Path
+) -> None:
+    """A real one scrapes the service while it answers, refuses and labels."""
+    asks = grafana_dashboard.expressions(rate_interval="5s")
+    seen: set[str] = set()
+    with prometheus.prometheus(tmp_path, service.url, every="500ms") as watching:
+
+        def some_more() -> bool:
+            image = picture(next(seeds))
+            body = chat(image, max_tokens=8)
+            with ThreadPoolExecutor(12) as crowd:
+                answers = list(crowd.map(lambda _: post(service, body).status_code, range(12)))
+            assert 200 in answers
+            seen.update(ask for ask in set(asks) - seen if watching.query(ask))
+            return seen == set(asks)
+
+        assert until(some_more), set(asks) - seen

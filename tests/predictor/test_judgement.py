@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from predictor.frontier import Curve
-from predictor.judgement import allocation, same_picture, saved_at
+from predictor.frontier import Curve, allocation
+from predictor.judgement import same_picture, saved_at
 
 RIGHT = np.array(
     [

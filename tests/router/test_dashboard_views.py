@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import duckdb
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from benchmarks.synthetic_records import Plan, tables
+from benchmarks.synthetic_records import Plan, labels_of, tables
 from m3_backend.errors import InvalidRequestError
-from predictor.record_store import REQUESTS, RecordStore
+from m3_backend.messages import CacheLevel
+from predictor.record_store import LABELS, REQUESTS, RecordStore
+from predictor.regret import RegretLedger
 from predictor.selection import select
 from router.auth import digest_of_key
 from router.config import RouterConfig
 from router.dashboard import page
-from router.dashboard.looks import Known, Looked, read_look
+from router.dashboard.looks import Known, Looked, Period, read_look
 from router.dashboard.rollups import BINS_PER_OCTAVE, RollUps
 from router.dashboard.views import Price, Views, quantile
 from router.http import build_app
@@ -39,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = RecordStore(str(root))
     for table in tables(Plan(RECORDS, 2.0, NOW, per_file=500)):
         store.append(REQUESTS, table)
+        store.append(LABELS, labels_of(table))
     return root
 
 
@@ -197,6 +203,157 @@ def test_decisions_are_the_newest_first_and_can_be_narrowed(views: Views) -> Non
     assert only["codes"] == ["backend_error", "ok", "overloaded"]
 
 
+def test_every_place_that_features_come_from_is_counted(tmp_path: Path) -> None:
+    levels = get_args(CacheLevel)
+    [table] = tables(Plan(40, 0.1, NOW))
+    images = table["images"].to_pylist()
+    for row, made in enumerate(images):
+        for image in made:
+            image["cache"] = levels[row % len(levels)]
+    at = table.schema.get_field_index("images")
+    table = table.set_column(
+        at, table.schema.field(at), pa.array(images, table.schema.field(at).type)
+    )
+    RecordStore(str(tmp_path)).append(REQUESTS, table)
+    rollups = RollUps(str(tmp_path), clock=lambda: NOW)
+    rollups.refresh()
+    shown = Views(rollups, Price(), lambda: NOW - 1).show(Looked("cost", "30d"))
+    counted = {level: shown["totals"][level] for level in levels}
+    expected = Counter(levels[row % len(levels)] for row, made in enumerate(images) if made)
+    assert counted == expected
+    hits = [share for share in shown["over_time"]["hit_share"] if share is not None]
+    assert hits
+    assert all(0.5 < share < 1 for share in hits)  # of four places, one is a miss
+
+
+def test_a_period_of_hours_is_counted_to_the_last_token(folder: Path, views: Views) -> None:
+    period = Period.of_hours(NOW - 40_000, NOW - 5_000)
+    assert (period.since, period.until) == (NOW - 43_200, NOW - 3_600)
+    shown = views.show(Looked("cost", period=period))
+    files = f"read_parquet('{folder}/requests/*/*.parquet')"
+    [row] = asked(
+        folder,
+        f"SELECT count(*), sum(image_tokens) FROM {files} WHERE code = 'ok'"
+        f' AND "at" >= to_timestamp({period.since}) AND "at" < to_timestamp({period.until})',
+    )
+    assert (shown["totals"]["answered"], shown["totals"]["image_tokens"]) == row
+    assert sum(shown["over_time"]["answered"]) == row[0]
+
+
+@pytest.mark.parametrize("days", [0.5, 13.7, 31.0, 90.0])
+def test_a_long_period_has_a_readable_number_of_points(days: float) -> None:
+    period = Period.of_hours(NOW - 86_400 * days, NOW)
+    assert period.until - period.since >= 86_400 * days
+    assert 10 <= len(range(period.since, period.until, period.step_s)) <= 200
+
+
+def labels_in(folder: Path, hours: float) -> list[dict[str, Any]]:
+    since = datetime.fromtimestamp(NOW - 3600 * hours, UTC)
+    parts = RecordStore(str(folder)).read(LABELS, since=since)
+    return [row for part in parts for row in part.to_pylist()]
+
+
+def test_regret_is_that_of_the_ledger_that_metrics_show(folder: Path, views: Views) -> None:
+    shown = views.show(Looked("quality", "7d"))
+    ledger = RegretLedger()
+    ledger.read(RecordStore(str(folder)))
+    estimates = ledger.estimates()
+    assert len(estimates) == 2
+    for row in shown["predictors"]:
+        known, expected = row["regret"], estimates[row["predictor"]]
+        names = ("regret", "labels", "bound")
+        assert [known[n] for n in names] == pytest.approx([getattr(expected, n) for n in names])
+        # Labels of a batch come in the order of their time here, there as they lie in files.
+        assert known["low"] == pytest.approx(expected.low, abs=0.01)
+        assert known["high"] == pytest.approx(expected.high, abs=0.02)
+        line = shown["over_time"]["predictors"][row["predictor"]]
+        last = [value for value in line["regret"] if value is not None][-1]
+        assert last == pytest.approx(known["regret"])
+    assert sum(row["answers"] for row in shown["predictors"]) == sum(
+        views.show(Looked("cost", "7d"))["over_time"]["answered"]
+    )
+
+
+def test_a_change_of_the_predictor_is_on_the_time_axis(views: Views) -> None:
+    for view in ("cost", "quality"):
+        [change] = views.show(Looked(view, "7d"))["changes"]  # type: ignore[arg-type]
+        assert change["predictor"] == "7be0a91f20c6d2e8"
+        assert change["at"] == pytest.approx(NOW - 0.4 * 2 * 86_400, abs=7200)
+
+
+def test_calibration_is_what_labels_say_of_predictions(folder: Path, views: Views) -> None:
+    found = views.show(Looked("quality", "24h"))["calibration"]
+    rows = labels_in(folder, 24)
+    assert found["labels"] == len(rows) > 10
+    for at, scale in enumerate(found["scales"]):
+        assert scale["predicted"] == pytest.approx(np.mean([r["p_success"][at] for r in rows]))
+        assert scale["agreed"] == pytest.approx(np.mean([r["agrees"][at] for r in rows]))
+        assert scale["low"] <= scale["agreed"] <= scale["high"]
+    assert [scale["scale"] for scale in found["scales"]] == [1, 9, 36, 144]
+    assert sum(each["count"] for each in found["bins"]) == 4 * len(rows)
+
+
+def test_allocation_sets_the_chosen_beside_the_smallest_that_is_enough(
+    folder: Path, views: Views
+) -> None:
+    found = views.show(Looked("quality", "24h"))["allocation"]
+    rows = labels_in(folder, 24)
+    needed = [r["agrees"].index(1.0) for r in rows]
+    given = [r["scales"].index(r["scale"]) for r in rows]
+    for n in range(5):
+        for g in range(5):
+            pairs = sum((a, b) == (n, g) for a, b in zip(needed, given, strict=True))
+            assert found["matrix"][n][g] == pairs
+    lost = np.mean([r["agrees"][g] < 0.9 for r, g in zip(rows, given, strict=True)])
+    assert found["lost"] == pytest.approx(lost)
+    assert found["exact"] + found["over"] + found["under"] == pytest.approx(1.0)
+
+
+def test_only_uniform_labels_of_the_chosen_predictor_count(tmp_path: Path) -> None:
+    [table] = tables(Plan(2000, 0.1, NOW))
+    labels = labels_of(table)
+    other = labels.set_column(
+        labels.schema.get_field_index("stratum"), "stratum", pa.array(["threshold"] * len(labels))
+    )
+    names = [f"near-{row}" for row in range(len(labels))]
+    store = RecordStore(str(tmp_path))
+    store.append(REQUESTS, table)
+    store.append(LABELS, labels)
+    store.append(LABELS, other.set_column(0, "request_id", pa.array(names)))
+    rollups = RollUps(str(tmp_path), clock=lambda: NOW)
+    rollups.refresh()
+    views = Views(rollups, Price(), lambda: NOW - 1)
+    shown = views.show(Looked("quality", "24h"))
+    assert shown["labels"] == shown["predicted"] == len(labels) > 5
+    first = shown["predictors"][-1]["predictor"]
+    only = views.show(Looked("quality", "24h", predictor=first))
+    assert only["labels"] == labels["predictor"].to_pylist().count(first) < len(labels)
+    assert [row["predictor"] for row in only["predictors"]] == [first]
+    assert views.show(Looked("quality", "24h", served="other"))["calibration"] is None
+
+
+def test_without_labels_quality_is_empty_and_says_what_is_known(tmp_path: Path) -> None:
+    rollups = RollUps(str(tmp_path), clock=lambda: NOW)
+    known = Known(max_regret=0.05, predictor="p", target="correctness", uniform_share=0.02)
+    shown = Views(rollups, Price(), lambda: NOW).show(Looked("quality", "1h", known=known))
+    assert (shown["labels"], shown["calibration"], shown["allocation"]) == (0, None, None)
+    assert (shown["target"], shown["uniform_share"], shown["predictors"]) == (
+        "correctness",
+        0.02,
+        [],
+    )
+
+
+def test_what_labels_are_kept_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.dashboard.labels.KEPT", 10)
+    rollups = RollUps(str(folder), clock=lambda: NOW)
+    rollups.refresh()
+    [row] = rollups.query("SELECT count(*) AS n, min(t) AS oldest FROM labels")
+    assert 10 <= row["n"] <= 40
+    [kept] = rollups.query("SELECT max(labels) AS n FROM estimates")
+    assert kept["n"] > row["n"]
+
+
 def test_the_frontier_is_the_served_rule_on_recorded_pictures(folder: Path, views: Views) -> None:
     prices = ((0.01, 0.008), (0.05, 0.1), (0.3, 20.0))
     shown = views.show(Looked("frontier", "24h", known=Known(0.0, 0.05, prices)))
@@ -257,12 +414,24 @@ async def test_views_over_http_are_json_of_the_same(views: Views) -> None:
     client = served(views)
     assert (await client.get("/dashboard/setup")).json()["views"] == [
         "cost",
+        "quality",
         "decisions",
         "frontier",
     ]
     answer = await client.get("/dashboard/views/cost", params={"range": "24h"})
     token_ms = (await FakeBackend().info()).costs.prefill_token_ms
-    expected = views.show(Looked("cost", "24h", known=Known(token_ms)))
+    known = Known(
+        token_ms,
+        RouterConfig().max_regret,
+        ((0.01, 0.02), (0.05, 0.2), (0.2, 20.0)),
+        "fake-1",
+        "agreement",
+        RouterConfig().shadow.uniform_share,
+    )
+    expected = views.show(Looked("cost", "24h", known=known))
+    quality = await client.get("/dashboard/views/quality", params={"range": "24h"})
+    wanted = views.show(Looked("quality", "24h", known=known))
+    assert quality.json() == json.loads(json.dumps(wanted))
     assert answer.json() == json.loads(json.dumps(expected))
     for path in ("/dashboard/views/else", "/dashboard/views/cost/"):
         assert (await client.get(path)).status_code == 404

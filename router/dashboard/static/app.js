@@ -8,6 +8,7 @@ import { plural } from "./format.js";
 import { frontier } from "./frontier.js";
 import { filters } from "./looking.js";
 import { playground } from "./playground.js";
+import { quality } from "./quality.js";
 
 const LOOK_EVERY_MS = 10_000;
 const THEMES = ["system", "light", "dark"];
@@ -17,8 +18,8 @@ const ICONS = {
   dark: "M13.5 9.6A6 6 0 0 1 6.4 2.5 6 6 0 1 0 13.5 9.6",
 };
 
-const VIEWS = { playground: "Playground", cost: "Cost and latency", decisions: "Decisions", frontier: "Frontier" };
-const MAKERS = { cost, decisions, frontier };
+const VIEWS = { playground: "Playground", cost: "Cost and latency", quality: "Quality", decisions: "Decisions", frontier: "Frontier" };
+const MAKERS = { cost, quality, decisions, frontier };
 
 const view = document.getElementById("view");
 const state = document.getElementById("state");

@@ -52,6 +52,38 @@ function stacked(lines) {
   return sums;
 }
 
+/** Between the two edges of each line that has them. */
+function bands(lines) {
+  return lines.flatMap((line, index) => {
+    const edges = lines.map((one, at) => (one.edge === index ? at + 1 : 0)).filter(Boolean);
+    return edges.length === 2 ? [{ series: edges, fill: faint(colour(line.tone), 0.12) }] : [];
+  });
+}
+
+/** Vertical lines with a word beside them. */
+function drawMarks(u, marks) {
+  const { ctx, bbox } = u;
+  const sharp = window.devicePixelRatio;
+  ctx.save();
+  ctx.strokeStyle = colour("ink-3");
+  ctx.fillStyle = colour("ink-2");
+  ctx.font = FONT.replace("11px", `${11 * sharp}px`);
+  ctx.setLineDash([2 * sharp, 3 * sharp]);
+  ctx.lineWidth = sharp;
+  for (const { at, word } of marks) {
+    const x = Math.round(u.valToPos(at, "x", true));
+    if (x < bbox.left || x > bbox.left + bbox.width) continue;
+    ctx.beginPath();
+    ctx.moveTo(x, bbox.top);
+    ctx.lineTo(x, bbox.top + bbox.height);
+    ctx.stroke();
+    const right = x + 6 * sharp + ctx.measureText(word).width > bbox.left + bbox.width;
+    ctx.textAlign = right ? "right" : "left";
+    ctx.fillText(word, x + (right ? -5 : 5) * sharp, bbox.top + 10 * sharp);
+  }
+  ctx.restore();
+}
+
 /** Points are shown where there are too few for a line. */
 function few(values, tone) {
   const there = values.filter((value) => value !== null).length;
@@ -61,6 +93,8 @@ function few(values, tone) {
 /**
  * A chart that can be drawn again. `lines`: `{name, tone, values}`, `tone` a custom property.
  * Options: `stack` (bars on each other), `format` (of a value), `label` (what it shows, in words).
+ * Lines may be `dashed`, or `edge` of the band of the line of that index, which `draw` fills.
+ * `marks` are moments with a word: `{at, word}`.
  */
 export function chart(options) {
   const place = el("div", { class: "chart" });
@@ -73,7 +107,7 @@ export function chart(options) {
   }).observe(place);
 
   function legend(lines, index) {
-    put(key, lines.map((line) => {
+    put(key, lines.filter((line) => line.edge === undefined).map((line) => {
       const value = index === null || index === undefined ? null : line.values[index];
       const shown = value === null || value === undefined ? line.name : `${line.name} ${options.format(value)}`;
       return el("li", { vars: { tone: `var(--${line.tone})` } }, el("i", { "aria-hidden": "true" }), shown);
@@ -82,7 +116,7 @@ export function chart(options) {
 
   return {
     node: figure,
-    draw(at, lines, highest) {
+    draw(at, lines, highest, marks = []) {
       drawn?.destroy();
       drawn = null;
       legend(lines, null);
@@ -93,15 +127,16 @@ export function chart(options) {
       const series = order.map((index) => {
         const tone = colour(lines[index].tone);
         if (options.stack) return { stroke: tone, fill: tone, width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.82, 60], gap: 0 }) };
-        return { stroke: tone, fill: options.area ? faint(tone, 0.12) : undefined, width: 1.75, points: few(lines[index].values, tone), spanGaps: true, paths: uPlot.paths.linear() };
+        if (lines[index].edge !== undefined) return { stroke: faint(tone, 0.35), width: 1, points: { show: false }, spanGaps: true, paths: uPlot.paths.linear() };
+        return { stroke: tone, dash: lines[index].dashed ? [5, 4] : undefined, fill: options.area ? faint(tone, 0.12) : undefined, width: 1.75, points: few(lines[index].values, tone), spanGaps: true, paths: uPlot.paths.linear() };
       });
       const top = highest ?? ((_, __, most) => Math.max(most * 1.08, 1e-9));
       drawn = new uPlot({
         width: place.clientWidth || 300, height: HEIGHT, padding: [10, 20, 0, 0],
         legend: { show: false }, cursor: { y: false, points: { show: !options.stack, size: 7 }, drag: { x: false, y: false } },
         scales: { y: { range: (u, low, most) => [0, typeof top === "number" ? top : top(u, low, most ?? 1)] } },
-        axes: axes(options.format), series: [{}, ...series],
-        hooks: { setCursor: [(u) => legend(lines, u.cursor.idx)] },
+        axes: axes(options.format), series: [{}, ...series], bands: bands(lines),
+        hooks: { draw: [(u) => drawMarks(u, marks)], setCursor: [(u) => legend(lines, u.cursor.idx)] },
       }, [at, ...order.map((index) => heights[index])], place);
       return undefined;
     },

@@ -2,34 +2,23 @@
 
 import { chart } from "./chart.js";
 import { el, put } from "./dom.js";
-import { count, milliseconds, percent, plural, rank } from "./format.js";
+import { count, figure, marksOf, milliseconds, percent, plural, rank } from "./format.js";
 import { looking } from "./looking.js";
+import { head, panel, tile } from "./panels.js";
 
 const STAGES = {
   routing: "all of it", wait: "wait for a thread", parse: "parse", images: "check images",
   features: "features", predict: "predict", decide: "decide",
 };
 
-function panel(title, wide, ...inside) {
-  return el("section", { class: `panel ${wide}`, "aria-label": title }, el("header", {}, el("h2", {}, title)), inside);
-}
-
-function tile(name) {
-  const value = el("dd", {}, "–");
-  const under = el("dd", { class: "fine" });
-  return {
-    node: el("div", { class: "tile" }, el("dt", {}, name), value, under),
-    set(shown, more) { put(value, shown); put(under, more); },
-  };
-}
-
 const short = (ms) => (ms === null ? "–" : milliseconds(ms));
-const figure = (value) => (value >= 100 ? count(Math.round(value)) : value.toPrecision(3).replace(/\.?0+$/, ""));
 
 function money(value, currency) {
   if (value === null) return "–";
   return value.toLocaleString("en-US", { style: "currency", currency, maximumSignificantDigits: 3 });
 }
+
+const share = (part, { prefix, memory, redis, miss }) => part / Math.max(prefix + memory + redis + miss, 1);
 
 function change(now, other) {
   if (!other) return "";
@@ -53,14 +42,10 @@ function policyRow(row, router, scales, currency, most) {
     el("td", {}, el("div", { class: "meter" },
       el("i", { vars: { p: Math.sqrt(row.tokens_per_request / most).toFixed(4) }, "aria-hidden": "true" }),
       el("span", {}, figure(row.tokens_per_request)))),
-    el("td", {}, milliseconds(row.replica_ms)),
-    el("td", {}, scale === null ? "" : signed(router.replica_ms, row.replica_ms)),
+    el("td", {}, short(row.replica_ms)),
+    el("td", {}, scale === null || row.replica_ms === null ? "" : signed(router.replica_ms, row.replica_ms)),
     el("td", {}, money(row.money, currency)),
     el("td", {}, row.p_success === null ? "–" : percent(row.p_success, 1)));
-}
-
-function head(...names) {
-  return el("thead", {}, el("tr", {}, names.map((name) => el("th", { scope: "col" }, name))));
 }
 
 export function cost(root, service) {
@@ -77,6 +62,7 @@ export function cost(root, service) {
   const tokens = chart({ area: true, format: figure, label: "Visual tokens per answer over time" });
   const policies = el("tbody");
   const explained = el("p", { class: "fine inside" });
+  const cached = el("p", { class: "fine inside" });
   const latencies = el("tbody");
   const stages = el("tbody");
   const said = el("p", { class: "fine inside" });
@@ -99,7 +85,7 @@ export function cost(root, service) {
         panel("Visual tokens per answer", "w4", el("div", { class: "inside" }, tokens.node)),
         panel("Answered, refused, failed", "w4", el("div", { class: "inside" }, load.node)),
         panel("Pressure", "w4", el("div", { class: "inside" }, pressure.node)),
-        panel("Cached features", "w5", el("div", { class: "inside" }, cache.node)),
+        panel("Cached features", "w5", el("div", { class: "inside" }, cache.node), cached),
         panel("The router's own work", "w7", el("table", { class: "ladder stages" },
           el("caption", { class: "unseen" }, "Milliseconds of each stage"),
           head("stage", "mean", "p50", "p95", "p99"), stages),
@@ -122,8 +108,9 @@ export function cost(root, service) {
     const lost = totals.requests - totals.answered;
     tiles.bad.set(totals.requests ? percent(lost / totals.requests, lost ? 1 : 0) : "–", `${count(totals.refused)} refused, ${count(lost - totals.refused)} failed`);
 
+    const marks = marksOf(data.changes);
     const known = Object.keys(time.scales).map(Number);
-    byScale.draw(time.at, known.map((scale) => ({ name: `${scale}`, tone: `scale-${rank(scale, scales)}`, values: time.scales[scale] })));
+    byScale.draw(time.at, known.map((scale) => ({ name: `${scale}`, tone: `scale-${rank(scale, scales)}`, values: time.scales[scale] })), undefined, marks);
     first.draw(time.at, [
       { name: "p50", tone: "scale-2", values: time.ttft.p50 },
       { name: "p95", tone: "scale-4", values: time.ttft.p95 },
@@ -132,14 +119,16 @@ export function cost(root, service) {
     tokens.draw(time.at, [
       { name: "chosen", tone: "scale-3", values: time.tokens },
       { name: "at the finest", tone: "ink-3", values: time.finest },
-    ]);
+    ], undefined, marks);
     load.draw(time.at, [
       { name: "answered", tone: "good", values: time.answered },
       { name: "refused", tone: "warn", values: time.refused },
       { name: "failed", tone: "bad", values: time.failed },
     ]);
     pressure.draw(time.at, [{ name: "highest", tone: "warn", values: time.pressure }], (_, __, most) => Math.max(most * 1.08, 1));
-    cache.draw(time.at, [{ name: "from memory or Redis", tone: "scale-1", values: time.hit_share }], 1);
+    cache.draw(time.at, [{ name: "not encoded again", tone: "scale-1", values: time.hit_share }], 1);
+
+    put(cached, `Of the pictures of answers: ${percent(share(totals.prefix, totals))} needed none, as the last question's image tokens were still in the model's memory; ${percent(share(totals.memory, totals))} had them in the replica's memory, ${percent(share(totals.redis, totals))} in Redis, ${percent(share(totals.miss, totals))} went through the vision tower.`);
 
     const most = Math.max(...rows.map((row) => row.tokens_per_request), 1);
     put(policies, rows.map((row) => policyRow(row, router, scales, data.currency, most)));

@@ -15,6 +15,21 @@ export function bound(share) {
   return `${Number((share * 100).toPrecision(4))}%`;
 }
 
+/** The beginning of a version, enough to tell it from others. */
+export function version(name) {
+  return name === null ? "none" : name.slice(0, 8);
+}
+
+/** Changes of the predictor, as marks of a chart. */
+export function marksOf(changes) {
+  return changes.map((one) => ({ at: one.at, word: `predictor ${version(one.predictor)}` }));
+}
+
+/** A figure with three digits, or whole from a hundred on. */
+export function figure(value) {
+  return value >= 100 ? count(Math.round(value)) : value.toPrecision(3).replace(/\.?0+$/, "");
+}
+
 export function count(number) {
   return number.toLocaleString("en-US");
 }

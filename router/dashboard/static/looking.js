@@ -39,9 +39,9 @@ function choice(name, label, all, onChange) {
  * A view that looks at the records again and again while it is shown.
  *
  * `title`, `lead` and `parts` (nodes) are its page, `draw(data)` fills them. `extra` names further
- * filters: `{name, label, all, values(data)}`.
+ * filters: `{name, label, all, values(data)}`; `keyless` views are of all API keys.
  */
-export function looking(root, { view, title, lead, parts, draw, extra = [] }) {
+export function looking(root, { view, title, lead, parts, draw, extra = [], keyless = false }) {
   const ranges = RANGES.map((range) => el("label", {},
     el("input", { type: "radio", name: `range-${view}`, value: range, on: { change: () => change({ range }) } }), el("span", {}, range)));
   const model = choice("served", "Model", "all models", change);
@@ -73,7 +73,7 @@ export function looking(root, { view, title, lead, parts, draw, extra = [] }) {
       last = data;
       model.offer(data.models, asked.served);
       key.offer(data.keys, asked.key);
-      key.node.hidden = data.keys.length === 0 && !asked.key;
+      key.node.hidden = keyless || (data.keys.length === 0 && !asked.key);
       for (const one of more) one.offer(one.values(data), asked[one.name]);
       put(fresh, `${count(data.records)} records, live`);
       draw(data);
