@@ -30,12 +30,12 @@ class Prometheus:
 
     def query(self, expression: str) -> list[float]:
         """The values that an expression has now, what is no number left out."""
-        return _numbers(pair["value"][1] for pair in self._ask("query", query=expression))
+        return _numbers(pair["value"][1] for pair in self._ask("query", query=expression)["result"])
 
     def query_range(self, expression: str, since: float, step_s: float) -> list[float]:
         """All values that an expression had from then until now."""
         asked = {"query": expression, "start": since, "end": time.time(), "step": step_s}
-        series = self._ask("query_range", **asked)
+        series = self._ask("query_range", **asked)["result"]
         return _numbers(value for one in series for _, value in one["values"])
 
     def firing(self) -> set[str]:

@@ -56,7 +56,7 @@ NO_EXAMPLES = Examples(ExampleList(), {})
 
 
 def read_examples(folder: Path | None) -> Examples:
-    """The examples in a folder; none where there is no manifest, as in an installed package."""
+    """The examples in a folder; none where there is no manifest."""
     if folder is None or not (folder / MANIFEST).is_file():
         return NO_EXAMPLES
     examples: dict[str, Example] = {}

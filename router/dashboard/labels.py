@@ -6,6 +6,7 @@ their means are the traffic's. Regret is added up by the same ledger as `m3_regr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import duckdb
@@ -19,7 +20,8 @@ from predictor.label_records import UNIFORM
 from predictor.regret import COLUMNS, RegretLedger
 
 KEPT = 100_000  # labels that are kept one by one
-STEP_S = 60  # between two estimates that are kept
+# Seconds between two estimates that are kept, of labels that are at most so many seconds old.
+STEPS_S = ((3 * 3600.0, 60), (3 * 86_400.0, 900), (float("inf"), 3600))
 _MORE = ("served", "reason", "image", "p_success", "tokens_per_scale")
 _WANTED = tuple(dict.fromkeys((*COLUMNS, *_MORE)))
 
@@ -43,10 +45,11 @@ class Labels:
 
     Args:
         database: where the tables are made.
+        clock: Unix time, seconds.
     """
 
-    def __init__(self, database: duckdb.DuckDBPyConnection) -> None:
-        self._database = database
+    def __init__(self, database: duckdb.DuckDBPyConnection, clock: Callable[[], float]) -> None:
+        self._database, self._clock = database, clock
         self._ledger = RegretLedger()
         self._rows = 0
         self._write("labels", _kept(_table([])), create=True)
@@ -66,10 +69,12 @@ class Labels:
             self._rows = KEPT
 
     def _estimated(self, labels: pa.Table) -> pa.Table:
-        """What the ledger says after each minute that has labels."""
-        micros = pc.cast(labels["at"], pa.int64()).to_numpy()
-        steps = micros // (STEP_S * 1_000_000)
-        ends = [*(np.flatnonzero(np.diff(steps)) + 1).tolist(), len(labels)]
+        """What the ledger says after each step of time that has labels."""
+        at_s = pc.cast(labels["at"], pa.int64()).to_numpy() / 1e6
+        age_s = self._clock() - at_s
+        step_s = np.select([age_s <= oldest for oldest, _ in STEPS_S], [s for _, s in STEPS_S])
+        begins = at_s // step_s * step_s
+        ends = [*(np.flatnonzero(np.diff(begins)) + 1).tolist(), len(labels)]
         rows: list[dict[str, Any]] = []
         begin = 0
         for end in ends:

@@ -143,7 +143,7 @@ class RollUps:
         self.records = 0
         empty = pa.Table.from_pylist([], schema=_schema())
         self._take(empty, create=True)
-        self._quality = labels.Labels(self._database)
+        self._quality = labels.Labels(self._database, clock)
 
     def refresh(self) -> int:
         """Reads the files that are new, the newest days first; gives the number of new records."""
