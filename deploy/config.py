@@ -180,8 +180,9 @@ class ReplicaConfig(Section):
     Args:
         replicas: how many, unless `autoscaling` says it.
         autoscaling: lets Ray Serve move their number; None keeps it.
-        affinity: send questions about a picture to the replica that had it before, unless that one
-            has more work than others; without it, Ray's own choice by the number of requests.
+        affinity: send questions about a picture to the replica that had it before, unless another
+            one could answer sooner, encoding it anew; without it, Ray's own choice by the number of
+            requests.
         num_cpus, num_gpus: what each reserves in Ray's books; num_gpus also makes that many visible
             to it.
         max_ongoing_requests: requests sent to one replica at once; None takes four times

@@ -89,6 +89,8 @@ class GenerationRequest:
         deadline: Unix time in seconds after which the answer is worthless, or None.
         priority: "batch" waits behind "interactive".
         pool: name of the pool of replicas that it goes to, where there are several.
+        work_ms: estimated replica time, its images known there.
+        encode_ms: estimated replica time besides, where they are not.
     """
 
     request_id: str
@@ -100,6 +102,8 @@ class GenerationRequest:
     deadline: float | None = None
     priority: Priority = "interactive"
     pool: str = ""
+    work_ms: float = 0.0
+    encode_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

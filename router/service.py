@@ -245,7 +245,7 @@ class RoutingService:
             ticket.along(self.pools.enter(pool.name, plan.chat.m3.priority))
         load.check_reachable(alone_ms, deadline - self._clock())
         ticket.planned(line, trace.routing_s or 0.0)
-        request = self._generation_request(plan, trace.request_id, deadline, pool)
+        request = self._generation_request(plan, trace.request_id, deadline, pool, line)
         if self._draws is not None:
             trace.draw = self._draws.draw(request, plan.evidence)
         charge = await trace.caller.take_tokens(self._most_tokens(plan))
@@ -523,8 +523,9 @@ class RoutingService:
         return prompt + max(0, min(answer, plan.info.max_context - prompt))
 
     def _generation_request(
-        self, plan: Plan, request_id: str, deadline: float, pool: Pool | None
+        self, plan: Plan, request_id: str, deadline: float, pool: Pool | None, line: Line
     ) -> GenerationRequest:
+        encode_ms = (pool or plan.info).costs.encode_ms * len(plan.images)
         return GenerationRequest(
             request_id=request_id,
             turns=plan.conversation.turns,
@@ -535,6 +536,8 @@ class RoutingService:
             deadline=deadline,
             priority=plan.chat.m3.priority,
             pool="" if pool is None else pool.name,
+            work_ms=line.start_ms + line.hold_ms - encode_ms,
+            encode_ms=encode_ms,
         )
 
 
