@@ -6,15 +6,19 @@ import argparse
 
 from benchmarks import (
     analyze,
+    cache,
     chaos,
     engine,
     first_answer,
     frontier,
     guarantee,
+    int8,
     models,
     observing,
+    overhead,
     overload,
     routing,
+    serve,
 )
 
 BENCHMARKS = {
@@ -28,6 +32,10 @@ BENCHMARKS = {
     "overload": overload.run,
     "chaos": chaos.run,
     "engine": engine.run,
+    "serve": serve.run,
+    "cache": cache.run,
+    "overhead": overhead.run,
+    "int8": int8.run,
 }
 BY_DEFAULT = ("frontier", "routing", "analyze")
 

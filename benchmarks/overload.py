@@ -20,23 +20,16 @@ import json
 import math
 import os
 import random
-import signal
-import socket
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import httpx
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarks.open_loop import Body, Reply, closed, opened
 from benchmarks.results import RESULTS, ROOT, write
+from benchmarks.running import separate_cores, service
 from m3_backend.training.worlds import draw
 from predictor.drawing import ACCENT, INK, MUTED, draw_grid, style
 
@@ -51,13 +44,14 @@ SETTINGS = {
 }
 CALLERS = 8  # of the closed loop: enough for a batch, and no pressure yet
 PICTURES, PER_REQUEST = 200, 2
-READY_WITHIN_S = 240.0
 BIN_S = 1.0
 
 
 def run() -> None:
     body = bodies()
-    with service() as url:
+    with service(SETTINGS) as running:
+        separate_cores(running.process.pid)
+        url = running.url
         asyncio.run(closed(url, body, callers=2, seconds=PHASE_S / 3))  # warm-up
         measured = asyncio.run(closed(url, strictly(body), callers=CALLERS, seconds=PHASE_S))
         capacity = sum(reply.status == 200 for reply in measured) / PHASE_S
@@ -117,62 +111,6 @@ def bodies() -> Body:
 def strictly(body: Body) -> Body:
     """The same, bound to what the service's default is, which load then does not loosen."""
     return lambda number: body(number).replace(b'"m3":{', b'"m3":{"max_regret":0.05,', 1)
-
-
-@contextmanager
-def service() -> Iterator[str]:
-    """`m3-router serve` of this checkout; gives its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = [f"--set={key}={json.dumps(value)}" for key, value in SETTINGS.items()]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "deploy.cli", "serve", "--port", str(port), *settings],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + READY_WITHIN_S
-        while not is_ready(url):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("the service did not start")
-            time.sleep(0.5)
-        separate_cores(server.pid)
-        yield url
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=60)
-
-
-def separate_cores(server: int) -> None:
-    """The model's replica on the first core, all other processes of the service on the others."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise RuntimeError("two cores are needed, one of them for the model alone")
-    for process in [os.getpid(), server, *descendants(server)]:
-        command = (Path("/proc") / str(process) / "cmdline").read_bytes()
-        its_own = cores[:1] if b"M3Replica" in command else cores[1:]
-        for thread in (Path("/proc") / str(process) / "task").iterdir():
-            os.sched_setaffinity(int(thread.name), its_own)
-
-
-def descendants(process: int) -> list[int]:
-    """Ids of all processes below one, while none of them starts or ends."""
-    found: list[int] = []
-    for task in (Path("/proc") / str(process) / "task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += [int(child), *descendants(int(child))]
-    return found
-
-
-def is_ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", timeout=3).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 def within(replies: Sequence[Reply], begin: float, end: float) -> list[Reply]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ class _Given:
     """Work that a replica has been given, as far as is known here."""
 
     replica: str
-    work: int
+    work_ms: float
     deadline: float | None
     pending: PendingRequest
 
@@ -54,7 +54,7 @@ class AffinityRouter(RequestRouter):
         outstanding = self._outstanding(but=pending_request)
         ranks = rank(
             picture_of(asked) if asked else None,
-            work_of(asked) if asked else 0,
+            asked.encode_ms if asked else 0.0,
             {name: outstanding[name] for name in by_name},
             self._rng,
         )
@@ -75,14 +75,14 @@ class AffinityRouter(RequestRouter):
             given = _Given(replica, work_of(asked), asked.deadline, pending)
             self._given[pending.metadata.internal_request_id] = given
 
-    def _outstanding(self, but: PendingRequest | None) -> Counter[str]:
+    def _outstanding(self, but: PendingRequest | None) -> defaultdict[str, float]:
         """Work per replica, without that of a request which is decided again."""
-        now, outstanding = time.time(), Counter[str]()
+        now, outstanding = time.time(), defaultdict[str, float](float)
         for request_id, given in tuple(self._given.items()):
             if given.is_over(now):
                 self._given.pop(request_id, None)
             elif given.pending is not but:
-                outstanding[given.replica] += given.work
+                outstanding[given.replica] += given.work_ms
         return outstanding
 
 

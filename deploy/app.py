@@ -24,6 +24,7 @@ from deploy.replica import M3Replica
 logger = logging.getLogger("m3_router.deploy")
 
 APP_NAME = "m3-router"
+MODEL_NAME = "M3Replica"
 # Serve would write one line per request and hop; the router writes one per request itself.
 LOGGING = LoggingConfig(enable_access_log=False, log_level="WARNING")
 # Serve tries twenty times to start a replica. On a cluster a node or a download may have been at
@@ -60,34 +61,18 @@ def build(args: ServeArgs) -> serve.Application:
     return application(config)
 
 
-def application(config: Config) -> serve.Application:
-    """Binds the deployments; nothing runs yet."""
-    model, ingress = config.serve.replica, config.serve.ingress
+def application(config: Config, model: type = M3Replica) -> serve.Application:
+    """Binds the deployments; nothing runs yet.
+
+    Args:
+        model: of the replicas behind the ingress; another one has the same methods.
+    """
+    ingress = config.serve.ingress
     attempts = START_ATTEMPTS_LOCAL if config.ray.address == "local" else START_ATTEMPTS
-    scaling: dict[str, Any] = {"num_replicas": model.replicas}
-    if model.autoscaling is not None:
-        scaling = {
-            "autoscaling_config": AutoscalingConfig(
-                min_replicas=model.autoscaling.min_replicas,
-                max_replicas=model.autoscaling.max_replicas,
-                target_ongoing_requests=model.autoscaling.target_ongoing_requests
-                or config.model.max_batch,
-            )
-        }
-    if model.affinity:
-        router: Any = f"{AffinityRouter.__module__}.{AffinityRouter.__name__}"
-        scaling["request_router_config"] = RequestRouterConfig(request_router_class=router)
-    replica = serve.deployment(
-        ray_actor_options={"num_cpus": model.num_cpus, "num_gpus": model.num_gpus},
-        max_ongoing_requests=config.places_per_replica,
-        max_queued_requests=model.max_queued_requests,
-        max_constructor_retry_count=attempts,
-        health_check_period_s=HEALTH_PERIOD_S,
-        logging_config=LOGGING,
-        graceful_shutdown_wait_loop_s=DRAIN_LOOK_S,
-        graceful_shutdown_timeout_s=config.serve.drain_s,
-        **scaling,
-    )(M3Replica)
+    models = {
+        name: _replicas(f"{MODEL_NAME}-{name}" if name else MODEL_NAME, pool, model, attempts)
+        for name, pool in config.pools.items()
+    }
     front = serve.deployment(
         num_replicas=ingress.replicas,
         ray_actor_options={"num_cpus": ingress.num_cpus},
@@ -100,7 +85,7 @@ def application(config: Config) -> serve.Application:
         graceful_shutdown_timeout_s=config.serve.drain_s,
     )(serve.ingress()(Ingress))
     if config.records_store is None:
-        return front.bind(config, replica.bind(config))
+        return front.bind(config, models)
     beside: dict[str, Any] = {
         "num_replicas": 1,
         "ray_actor_options": {"num_cpus": 0},  # they mostly wait
@@ -110,5 +95,35 @@ def application(config: Config) -> serve.Application:
     }
     recorder = serve.deployment(**beside)(RecorderReplica)
     dashboard = serve.deployment(**beside)(Dashboard)
-    model_app = replica.bind(config)
-    return front.bind(config, model_app, recorder.bind(config), dashboard.bind(config))
+    return front.bind(config, models, recorder.bind(config), dashboard.bind(config))
+
+
+def _replicas(name: str, config: Config, model: type, attempts: int) -> serve.Application:
+    """One deployment of the model, as a configuration without pools describes it."""
+    replica = config.serve.replica
+    scaling: dict[str, Any] = {"num_replicas": replica.replicas}
+    if replica.autoscaling is not None:
+        scaling = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=replica.autoscaling.min_replicas,
+                max_replicas=replica.autoscaling.max_replicas,
+                target_ongoing_requests=replica.autoscaling.target_ongoing_requests
+                or config.model.max_batch,
+            )
+        }
+    if replica.affinity:
+        router: Any = f"{AffinityRouter.__module__}.{AffinityRouter.__name__}"
+        scaling["request_router_config"] = RequestRouterConfig(request_router_class=router)
+    deployment = serve.deployment(
+        name=name,
+        ray_actor_options={"num_cpus": replica.num_cpus, "num_gpus": replica.num_gpus},
+        max_ongoing_requests=config.places_per_replica,
+        max_queued_requests=replica.max_queued_requests,
+        max_constructor_retry_count=attempts,
+        health_check_period_s=HEALTH_PERIOD_S,
+        logging_config=LOGGING,
+        graceful_shutdown_wait_loop_s=DRAIN_LOOK_S,
+        graceful_shutdown_timeout_s=config.serve.drain_s,
+        **scaling,
+    )(model)
+    return deployment.bind(config)

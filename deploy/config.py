@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -83,6 +83,9 @@ class CacheConfig(Section):
         secret: signs what is stored, for a Redis that others can write to; up to 64 bytes, the same
             for all replicas.
         private_memory: `maxmemory` of the private Redis.
+        storage: "exact" keeps features as they are; "int8" in eight bits a value, about half the
+            bytes of 16-bit ones, which changes some answers (`python -m benchmarks int8` tells how
+            many).
     """
 
     memory: ByteSize = Field(default=ByteSize(256 * 2**20), ge=0)
@@ -90,6 +93,7 @@ class CacheConfig(Section):
     ttl_s: int = Field(default=24 * 3600, ge=1)
     secret: SecretStr = Field(default=SecretStr(""), max_length=64)
     private_memory: ByteSize = Field(default=ByteSize(256 * 2**20), ge=2**20)
+    storage: Literal["exact", "int8"] = "exact"
 
 
 class RecordsConfig(Section):
@@ -176,8 +180,9 @@ class ReplicaConfig(Section):
     Args:
         replicas: how many, unless `autoscaling` says it.
         autoscaling: lets Ray Serve move their number; None keeps it.
-        affinity: send questions about a picture to the replica that had it before, unless that one
-            has more work than others; without it, Ray's own choice by the number of requests.
+        affinity: send questions about a picture to the replica that had it before, unless another
+            one could answer sooner, encoding it anew; without it, Ray's own choice by the number of
+            requests.
         num_cpus, num_gpus: what each reserves in Ray's books; num_gpus also makes that many visible
             to it.
         max_ongoing_requests: requests sent to one replica at once; None takes four times
@@ -199,6 +204,29 @@ class ReplicaConfig(Section):
     max_queued_requests: int = Field(default=64, ge=1)
 
 
+class PoolConfig(ReplicaConfig):
+    """Replicas of their own for some of the model's scales.
+
+    Args:
+        scales: which; all pools together serve every scale of the model, and a scale may be in
+            several.
+        max_batch, kv_tokens: as `model.max_batch` and `model.kv_tokens`, which null takes.
+    """
+
+    scales: tuple[int, ...] = Field(min_length=1)
+    max_batch: int | None = Field(default=None, ge=1)
+    kv_tokens: int | None = Field(default=None, ge=64)
+
+    @model_validator(mode="after")
+    def each_scale_once(self) -> PoolConfig:
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError("scales: one of them stands there twice")
+        return self
+
+
+PoolName = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9-]*$")]
+
+
 class ServeConfig(Section):
     """Where the service listens and how it is spread out.
 
@@ -206,6 +234,10 @@ class ServeConfig(Section):
         host, port: of the HTTP server. The default is reachable from this machine only.
         drain_s: time that requests which were let in have to end when the service or a replica is
             stopped; those that need more are lost.
+        pools: replicas by the scales that they serve, by name: `coarse: {scales: [1, 9, 36],
+            replicas: 4}` and so on. Every pool has the keys of `serve.replica`, with its defaults,
+            and those below; `serve.replica` itself is not used then. Empty, all replicas serve all
+            scales.
     """
 
     host: str = "127.0.0.1"
@@ -213,6 +245,7 @@ class ServeConfig(Section):
     drain_s: float = Field(default=30.0, ge=0)
     ingress: IngressConfig = IngressConfig()
     replica: ReplicaConfig = ReplicaConfig()
+    pools: dict[PoolName, PoolConfig] = {}
 
 
 class RayConfig(Section):
@@ -274,17 +307,50 @@ class Config(Section):
 
     @model_validator(mode="after")
     def overload_is_refused(self) -> Config:
-        ingress, replica = self.serve.ingress, self.serve.replica
-        replicas = replica.autoscaling.max_replicas if replica.autoscaling else replica.replicas
-        share = math.ceil(replicas * self.places_per_replica / ingress.replicas)
-        needed = share + replica.max_queued_requests
-        if ingress.max_ongoing_requests <= needed:
+        ingress, share, queued = self.serve.ingress, 0, 0
+        for pool in self.pools.values():
+            replica = pool.serve.replica
+            most = replica.autoscaling.max_replicas if replica.autoscaling else replica.replicas
+            share += math.ceil(most * pool.places_per_replica / ingress.replicas)
+            queued += replica.max_queued_requests
+        if ingress.max_ongoing_requests <= share + queued:
             raise ValueError(
-                f"serve.ingress.max_ongoing_requests: must be above {needed}, or overload is never "
-                f"refused: {share} places at the model for each ingress replica, and "
-                f"serve.replica.max_queued_requests ({replica.max_queued_requests})"
+                f"serve.ingress.max_ongoing_requests: must be above {share + queued}, or overload "
+                f"is never refused: {share} places at the model for each ingress replica, and "
+                f"max_queued_requests of the replicas ({queued})"
             )
         return self
+
+    @property
+    def pools(self) -> dict[str, Config]:
+        """What the replicas of each pool go by, as if they were all there are; without pools one,
+        named "". Only pools that serve the finest scale of theirs make shadow labels: the others'
+        devices may have no room for it.
+        """
+        if not self.serve.pools:
+            return {"": self}
+        finest = max(max(pool.scales) for pool in self.serve.pools.values())
+        return {
+            name: self._for_pool(pool, labels=finest in pool.scales)
+            for name, pool in self.serve.pools.items()
+        }
+
+    def _for_pool(self, pool: PoolConfig, *, labels: bool) -> Config:
+        of_model = {
+            key: value
+            for key in ("max_batch", "kv_tokens")
+            if (value := getattr(pool, key)) is not None
+        }
+        replica = ReplicaConfig.model_construct(
+            **{key: getattr(pool, key) for key in ReplicaConfig.model_fields}
+        )
+        router = self.router
+        if not labels:
+            shadow = router.shadow.model_copy(update={"uniform_share": 0.0})
+            router = router.model_copy(update={"shadow": shadow})
+        serve = self.serve.model_copy(update={"replica": replica, "pools": {}})
+        model = self.model.model_copy(update=of_model)
+        return self.model_copy(update={"serve": serve, "model": model, "router": router})
 
     @property
     def places_per_replica(self) -> int:
@@ -415,6 +481,8 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     """The keys that the section at `location` knows."""
     section: type[BaseModel] = Config
     for part in location:
+        if str(part) not in section.model_fields:  # a name that somebody gave
+            continue
         annotation = section.model_fields[str(part)].annotation
         candidates = (annotation, *get_args(annotation))
         section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

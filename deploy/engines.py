@@ -43,6 +43,7 @@ def open_engine(config: Config, *, replica: str) -> TorchEngine:
         config.redis_url,
         ttl_s=config.cache.ttl_s,
         secret=config.cache.secret.get_secret_value().encode(),
+        storage=config.cache.storage,
     )
     return TorchEngine.open(
         config.model.checkpoint,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,9 @@ from ray.serve.handle import DeploymentHandle
 
 from deploy import logs
 from deploy.announcement import EXAMPLES
-from deploy.backend import HandleBackend
 from deploy.config import Config
 from deploy.metrics import AllIngresses, Exposed, RecorderMetrics, ReplicaMetrics, ShadowMetrics
+from deploy.pools import open_backend
 from deploy.predictors import watch_predictor
 from deploy.recorder import RecorderStats, open_stream
 from deploy.shadow import open_queue
@@ -26,6 +27,7 @@ from router.admission import Admission
 from router.dashboard.looks import Looked
 from router.draws import Draws, is_drawn, order_of
 from router.http import build_app
+from router.pools import PoolLoads
 from router.recording import Outbox, Recording
 from router.service import RoutingService
 from router.telemetry import Line, Telemetry, installed_version
@@ -42,13 +44,13 @@ class Ingress:
     def __init__(
         self,
         config: Config,
-        model: DeploymentHandle[Any],
+        models: Mapping[str, DeploymentHandle[Any]],
         recorder: DeploymentHandle[Any] | None = None,
         dashboard: DeploymentHandle[Any] | None = None,
     ) -> None:
         logs.configure(config.log_level)
         self._config = config
-        self._backend = HandleBackend(model)
+        self._backend = open_backend(config, models)
         self._recorder, self._dashboard = recorder, dashboard
         self._recording: Recording | None = None
         context = serve.get_replica_context()
@@ -65,6 +67,7 @@ class Ingress:
             TracingError: traces are configured and cannot be sent; the replica does not start.
             ArtifactError: a configured artefact is missing, broken or made for another model; the
                 replica does not start.
+            ConfigError: pools that do not fit the model; the replica does not start.
         """
         config = self._config
         access = Access.open(config.router.access, config.redis_url)
@@ -78,8 +81,9 @@ class Ingress:
             ingresses=config.serve.ingress.replicas,
         )
         draws = Draws(config.router.shadow) if config.shadow_labels else None
+        pools = PoolLoads(config.router.load, ingresses=config.serve.ingress.replicas)
         service = RoutingService(
-            self._backend, predictor, config.router, admission=admission, draws=draws
+            self._backend, predictor, config.router, admission=admission, draws=draws, pools=pools
         )
         replicas = ReplicaMetrics(self._backend.stats)
         recording = self._recording = open_recording(config, self._name)

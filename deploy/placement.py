@@ -5,9 +5,10 @@ and without anything to remember or to tell each other; a replica that comes or 
 own share of the pictures. So the caches of n replicas hold n different sets of pictures, and the
 second question about one finds its features, or the tokens themselves, where the first left them.
 
-The first of the order gets the request while its outstanding work, in tokens, is within a bound of
-the mean (consistent hashing with bounded loads, arXiv 1608.01350), else the next that is: a picture
-that everybody asks about spreads over as many replicas as it takes.
+The first of the order is the picture's home. Another replica is worth going to only if the wait
+there is shorter by more than what encoding the picture costs; the further down the order, the more
+of that is asked for, so that a picture that everybody asks about spreads over as few replicas as it
+takes, and no replica ever has more than so much more to do than any other.
 """
 
 from __future__ import annotations
@@ -18,16 +19,13 @@ from collections.abc import Mapping
 
 from m3_backend.messages import GenerationRequest
 
-# Work that a replica may have whatever the others do: a wait behind so little costs less than
-# encoding the picture anew elsewhere.
-SLACK = 2048
-BOUND = 1.25  # times the mean work of all replicas
-_TEXT = 32  # tokens of a question and its answer, about
+FURTHEST = 3  # encodings, beyond which a place in the order does not matter
+_LEAST_MS = 1.0  # that any request counts as
 
 
-def work_of(request: GenerationRequest) -> int:
-    """Tokens that a request will keep a replica busy with, about."""
-    return sum(request.scales) + _TEXT
+def work_of(request: GenerationRequest) -> float:
+    """Milliseconds that a request will keep a replica busy, about; its pictures known there."""
+    return max(request.work_ms, _LEAST_MS)
 
 
 def picture_of(request: GenerationRequest) -> str | None:
@@ -38,26 +36,28 @@ def picture_of(request: GenerationRequest) -> str | None:
 
 
 def rank(
-    picture: str | None, own: int, work: Mapping[str, int], rng: random.Random
+    picture: str | None, encode_ms: float, work: Mapping[str, float], rng: random.Random
 ) -> list[list[str]]:
     """Replicas in the order in which to try them, the equally good ones together.
 
     Args:
         picture: as `picture_of` gives.
-        own: work of the request itself.
-        work: outstanding work per replica, of all that are there.
+        encode_ms: what a replica that does not know the request's pictures takes for them.
+        work: outstanding work per replica, of all that are there, in milliseconds.
     """
     if not work:
         return []
-    fallback = two_choices(work, rng)
     if picture is None:
-        return fallback
-    most = max(SLACK, BOUND * (sum(work.values()) + own) / len(work))
+        return two_choices(work, rng)
     order = sorted(work, key=lambda replica: _weight(picture, replica))
-    return [[replica] for replica in order if work[replica] + own <= most] + fallback
+    wait = {
+        replica: work[replica] + encode_ms * min(place, FURTHEST)
+        for place, replica in enumerate(order)
+    }
+    return [[replica] for replica in sorted(order, key=wait.__getitem__)]
 
 
-def two_choices(work: Mapping[str, int], rng: random.Random) -> list[list[str]]:
+def two_choices(work: Mapping[str, float], rng: random.Random) -> list[list[str]]:
     """Of two at random the one with less work, then the other, then all."""
     chosen = rng.sample(list(work), min(2, len(work)))
     ordered = [[replica] for replica in sorted(chosen, key=work.__getitem__)]

@@ -24,6 +24,7 @@ from router.telemetry import Telemetry
 
 PAGE = Path(__file__).parents[1] / "docs" / "operations.md"
 MIB = 1024 * 1024
+NAME = "NAME"  # stands for one that the operator gives
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,15 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Ke
     """Every key of a section and of the sections in it, in the order of the code."""
     documented = _arguments(section)
     for name, field in section.model_fields.items():
+        if name not in documented and field.description is None and prefix.endswith(f"{NAME}."):
+            continue  # as in the section that it is a kind of
         inner = _section_of(field)
         if inner is None or not isinstance(field.default, BaseModel):
             meaning = field.description or documented.get(name, "")
             yield Key(prefix + name, _default(field), _told(meaning, field))
         if inner is not None:
-            yield from all_keys(inner, f"{prefix}{name}.")
+            named = f"{NAME}." if get_origin(field.annotation) is dict else ""
+            yield from all_keys(inner, f"{prefix}{name}.{named}")
 
 
 def all_metrics() -> Iterator[Described]:

@@ -1,8 +1,9 @@
 """Pooled features by image and scale: memory, then Redis, then the vision tower, which runs once.
 
 A finer entry answers a coarser request, by pooling along the one chain of its scale
-(`vision.pool`), so an answer does not depend on which entry was hit. Redis is an optimisation with
-a time limit: if it is slow, full, down or lying, the request is a miss.
+(`vision.pool`), so an answer does not depend on which entry was hit. Entries are kept as they are,
+or in eight bits (`quantised`). Redis is an optimisation with a time limit: if it is slow, full,
+down or lying, the request is a miss.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from m3_backend import wire
 from m3_backend.messages import CacheLevel
+from m3_backend.quantised import STEP_BYTES, pack, pool_packed, unpack
 from m3_backend.redis_store import RedisStore, StoreUnavailableError
 from m3_backend.scales import ScaleLadder
 from m3_backend.stats import CacheStats
 from m3_backend.vision import pool, pooling_chain
+
+Storage = Literal["exact", "int8"]
 
 _SMOOTHING = 0.2
 _FETCH_BASE_MS = 1.0
@@ -41,6 +46,7 @@ class FeatureSource:
         model, processor: identities of the checkpoint and of its preprocessing.
         salt: tenants with different salts never see each other's entries.
         tiles, hidden, dtype: of the features, known before they are computed.
+        storage: how they are kept.
     """
 
     image: str
@@ -51,18 +57,39 @@ class FeatureSource:
     tiles: int
     hidden: int
     dtype: torch.dtype
+    storage: Storage = "exact"
 
     def key(self, scale: int) -> bytes:
         """SHA-256 over all of it, each field with its length: no two sources share a key."""
         digest = hashlib.sha256()
         shape = f"{self.tiles}x{scale}x{self.hidden}"
-        for field in (self.image, self.model, self.processor, str(self.dtype), shape, self.salt):
+        kind = str(self.dtype) if self.storage == "exact" else f"{self.dtype} {self.storage}"
+        for field in (self.image, self.model, self.processor, kind, shape, self.salt):
             encoded = field.encode()
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
         return digest.digest()
 
     def shape(self, scale: int) -> wire.Shape:
-        return self.tiles, scale, self.hidden
+        """Of an entry."""
+        return self.tiles, scale, self.hidden + (STEP_BYTES if self.storage == "int8" else 0)
+
+    @property
+    def entry_dtype(self) -> torch.dtype:
+        return torch.int8 if self.storage == "int8" else self.dtype
+
+    def entry(self, features: Tensor) -> Tensor:
+        """Features [tiles, scale, hidden] as they are kept."""
+        return pack(features) if self.storage == "int8" else features
+
+    def features(self, entry: Tensor) -> Tensor:
+        """Back again."""
+        return unpack(entry, self.dtype) if self.storage == "int8" else entry
+
+    def pool(self, entry: Tensor, scale: int) -> Tensor:
+        """The entry at a coarser scale, from that of a finer one on its chain."""
+        if self.storage == "int8":
+            return pool_packed(entry, self.ladder, scale, self.dtype)
+        return pool(entry, self.ladder, scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +116,7 @@ class FeatureCache:
         timeout_s: longest wait for Redis, whatever encoding would take.
         stall_s: shortest wait, so that a busy machine is not taken for a broken Redis.
         secret: signs the values, for a Redis that others can write to.
+        storage: how the entries of those who ask `source`s of it are kept.
         clock: seconds, monotonic.
     """
 
@@ -101,11 +129,13 @@ class FeatureCache:
         timeout_s: float = 0.25,
         stall_s: float = 0.1,
         secret: bytes = b"",
+        storage: Storage = "exact",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._limit = memory_bytes
         self._timeout_s, self._stall_s = timeout_s, stall_s
         self._secret = hashlib.sha256(secret).digest() if secret else b""
+        self.storage: Storage = storage
         self._clock = clock
         self._redis = (
             None
@@ -148,7 +178,7 @@ class FeatureCache:
                 shared = flight.result()
                 found = shared if shared.shape[1] in chain else None
             if found is not None:
-                features = pool(found, source.ladder, scale)
+                features = source.features(source.pool(found, scale))
                 return self._counted(features, "memory", self._since(started))
         try:
             lookup, origin = self._fetch_or_encode(source, scale, chain, encode)
@@ -158,9 +188,9 @@ class FeatureCache:
         self._land(flight_key).set_result(origin)
         return lookup
 
-    def peek(self, source: FeatureSource, scale: int) -> Tensor | None:
-        """The features of `source` at `scale` if some level has them. Nobody waits for this."""
-        chain = pooling_chain(source.ladder, scale)
+    def peek(self, source: FeatureSource) -> dict[int, Tensor] | None:
+        """The features at every scale if some level has the finest. Nobody waits for this."""
+        chain = pooling_chain(source.ladder, source.ladder.finest)
         with self._lock:
             found = self._recall(source, chain)
         if found is None:
@@ -168,7 +198,10 @@ class FeatureCache:
                 found = self._fetch(source, chain)
             except StoreUnavailableError:
                 return None
-        return None if found is None else pool(found, source.ladder, scale)
+        if found is None:
+            return None
+        scales = source.ladder.scales
+        return {scale: source.features(source.pool(found, scale)) for scale in scales}
 
     def stats(self) -> CacheStats:
         with self._lock:
@@ -200,7 +233,7 @@ class FeatureCache:
         chain: tuple[int, ...],
         encode: Callable[[], Tensor],
     ) -> tuple[Lookup, Tensor]:
-        """The answer, and the features it was pooled from (which may answer others)."""
+        """The answer, and the entry it was pooled from (which may answer others)."""
         started = self._clock()
         degraded = False
         try:
@@ -209,27 +242,29 @@ class FeatureCache:
             fetched, degraded = None, True
         fetch_ms = self._since(started)
         if fetched is not None:
-            features = pool(fetched, source.ladder, scale)
-            self._remember(source, fetched, features)
-            return self._counted(features, "redis", fetch_ms), fetched
+            entry = source.pool(fetched, scale)
+            self._remember(source, fetched, entry)
+            return self._counted(source.features(entry), "redis", fetch_ms), fetched
         with self._tower:
             started = self._clock()  # what encoding costs, not how long others had to be waited for
-            full = encode()
+            full = source.entry(encode())
             encode_ms = self._since(started)
         with self._lock:
             self._encodes += 1
             previous = encode_ms if self._encode_ms is None else self._encode_ms
             self._encode_ms = previous + _SMOOTHING * (encode_ms - previous)
-        features = pool(full, source.ladder, scale)
-        self._remember(source, full, features)
-        self._share(source, full, features)
+        entry = source.pool(full, scale)
+        self._remember(source, full, entry)
+        self._share(source, full, entry)
+        features = source.features(entry)
         return self._counted(features, "miss", fetch_ms, encode_ms, degraded=degraded), full
 
     def _fetch(self, source: FeatureSource, chain: tuple[int, ...]) -> Tensor | None:
-        """What Redis has for this chain, if it is sound. Raises StoreUnavailableError."""
+        """The entry that Redis has for this chain, if it is sound. Raises StoreUnavailableError."""
         if self._redis is None:
             return None
-        candidates = [(source.key(s), wire.size_of(source.shape(s), source.dtype)) for s in chain]
+        sizes = [wire.size_of(source.shape(scale), source.entry_dtype) for scale in chain]
+        candidates = [(source.key(s), size) for s, size in zip(chain, sizes, strict=True)]
         started = self._clock()
         found = self._redis.fetch(candidates, self._patience_s())
         if found is None:
@@ -241,7 +276,7 @@ class FeatureCache:
         scale = chain[index]
         try:
             return wire.decode(
-                blob, source.key(scale), source.shape(scale), source.dtype, self._secret
+                blob, source.key(scale), source.shape(scale), source.entry_dtype, self._secret
             )
         except wire.WireError:
             with self._lock:
@@ -258,28 +293,28 @@ class FeatureCache:
         """Offer to Redis what is quicker to fetch than to encode again."""
         if self._redis is None or self._encode_ms is None:
             return
-        for scale, features in {entry.shape[1]: entry for entry in entries}.items():
-            size = wire.size_of(source.shape(scale), source.dtype)
+        for scale, entry in {entry.shape[1]: entry for entry in entries}.items():
+            size = wire.size_of(source.shape(scale), source.entry_dtype)
             if _FETCH_BASE_MS + size / self._bytes_per_ms < self._encode_ms:
                 key = source.key(scale)
-                self._redis.store(key, partial(wire.encode, key, features, self._secret))
+                self._redis.store(key, partial(wire.encode, key, entry, self._secret))
 
     def _recall(self, source: FeatureSource, chain: tuple[int, ...]) -> Tensor | None:
         for scale in chain:
             key = source.key(scale)
-            if (features := self._entries.get(key)) is not None:
+            if (entry := self._entries.get(key)) is not None:
                 self._entries.move_to_end(key)
-                return features
+                return entry
         return None
 
     def _remember(self, source: FeatureSource, *entries: Tensor) -> None:
         with self._lock:
-            for features in entries:
-                key = source.key(features.shape[1])
-                if key in self._entries or features.nbytes > self._limit:
+            for entry in entries:
+                key = source.key(entry.shape[1])
+                if key in self._entries or entry.nbytes > self._limit:
                     continue
-                self._entries[key] = features
-                self._bytes += features.nbytes
+                self._entries[key] = entry
+                self._bytes += entry.nbytes
             while self._bytes > self._limit:
                 _, evicted = self._entries.popitem(last=False)
                 self._bytes -= evicted.nbytes

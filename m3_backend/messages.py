@@ -8,6 +8,7 @@ headers need.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -87,6 +88,9 @@ class GenerationRequest:
             to others.
         deadline: Unix time in seconds after which the answer is worthless, or None.
         priority: "batch" waits behind "interactive".
+        pool: name of the pool of replicas that it goes to, where there are several.
+        work_ms: estimated replica time, its images known there.
+        encode_ms: estimated replica time besides, where they are not.
     """
 
     request_id: str
@@ -97,6 +101,9 @@ class GenerationRequest:
     cache_salt: str = ""
     deadline: float | None = None
     priority: Priority = "interactive"
+    pool: str = ""
+    work_ms: float = 0.0
+    encode_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +163,24 @@ Event = Started | Delta | Finished
 
 
 @dataclass(frozen=True, slots=True)
+class Pool:
+    """Replicas that serve some of a model's scales.
+
+    Args:
+        scales: ascending.
+        costs: as measured on one of them.
+    """
+
+    name: str
+    scales: tuple[int, ...]
+    costs: CostModel
+
+    def serves(self, scales: Iterable[int]) -> bool:
+        """Whether images at these scales can stand in one request to it."""
+        return set(scales) <= set(self.scales)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What the router must know about the model behind a backend.
 
@@ -165,7 +190,10 @@ class ModelInfo:
             identity.
         processor: hash of the image preprocessing; part of cache keys.
         max_context: tokens, prompt and answer together.
-        costs: estimated replica time by scale, fitted on the replica at start.
+        costs: estimated replica time by scale, fitted on the replica at start; where there are
+            pools, of one that serves the finest scale.
+        pools: replicas that serve some scales only; together they serve all. Empty if all replicas
+            serve all of them.
     """
 
     name: str
@@ -175,3 +203,4 @@ class ModelInfo:
     tiling: Tiling | None
     max_context: int
     costs: CostModel
+    pools: tuple[Pool, ...] = ()

@@ -122,9 +122,9 @@ class Preparation:
             prefix=prefix,
         )
 
-    def cached(self, image: ImageInput, salt: str) -> Tensor | None:
-        """An image's features at the finest scale, if they need not be computed."""
-        return self._cache.peek(self._source(image, salt), self._checkpoint.ladder.finest)
+    def cached(self, image: ImageInput, salt: str) -> dict[int, Tensor] | None:
+        """An image's features at every scale, if they need not be computed."""
+        return self._cache.peek(self._source(image, salt))
 
     def _prefix(self, work: Work, prompt: Prompt, per_image: tuple[int, ...]) -> PrefixName | None:
         """The prompt up to the end of its last image, if there is one and something follows it."""
@@ -148,4 +148,5 @@ class Preparation:
             tiles=tile_count(image.width, image.height, checkpoint.tiling),
             hidden=checkpoint.shape.hidden,
             dtype=checkpoint.dtype,
+            storage=self._cache.storage,
         )

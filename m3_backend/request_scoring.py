@@ -21,7 +21,6 @@ from m3_backend.messages import GenerationRequest, Sampling
 from m3_backend.preparation import Preparation
 from m3_backend.prompt import Prompt
 from m3_backend.runner import ModelRunner
-from m3_backend.vision import pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +89,16 @@ class RequestScorer:
             return prompt, tokens, room
 
         prompt, tokens, room = at(ladder.finest)
-        embedded = self._embed(request, prompt, features, ladder.finest)
+        embedded = self._runner.embed(prompt, request.images, [features[ladder.finest]])
         answer, logprob = self._answer(embedded, min(max_tokens, room), may_go_on)
         whole = ScaleScore(ladder.finest, tokens, (True,) * len(answer), logprob)
         coarser = []
         for scale in ladder.scales[:-1]:
             prompt, tokens, _ = at(scale)
-            embedded = self._embed(request, prompt, features, scale)
+            embedded = self._runner.embed(prompt, request.images, [features[scale]])
             matches, logprob = self._forced(embedded, answer)
             coarser.append(ScaleScore(scale, tokens, matches, logprob))
         return (*coarser, whole)
-
-    def _embed(
-        self, request: GenerationRequest, prompt: Prompt, features: Tensor, scale: int
-    ) -> Tensor:
-        pooled = pool(features, self._checkpoint.ladder, scale)
-        return self._runner.embed(prompt, request.images, [pooled])
 
     def _answer(
         self, prompt: Tensor, most: int, may_go_on: Callable[[], bool]

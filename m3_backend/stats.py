@@ -65,6 +65,7 @@ class EngineStats:
         line: the requests that wait, without those whose callers have gone.
         pace: milliseconds of that work taken up per millisecond while requests wait.
         answer_tokens: mean of the last answers.
+        pool: of replicas that it belongs to, where there are several.
     """
 
     running: int
@@ -76,3 +77,4 @@ class EngineStats:
     pace: float = 1.0
     answer_tokens: float = 16.0
     memory: MemoryStats = MemoryStats()
+    pool: str = ""

@@ -25,7 +25,7 @@ _HEADER = struct.Struct("<4sB3x3I32s")
 _DIGEST_BYTES = 32
 OVERHEAD = _HEADER.size + _DIGEST_BYTES
 
-_CODES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+_CODES = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.int8: 4}  # 4: quantised.py
 
 Shape = tuple[int, int, int]
 

@@ -152,6 +152,11 @@ class Ticket:
         self._planning = True
         self._line = EMPTY
         self._in_line = False
+        self._along: Ticket | None = None
+
+    def along(self, other: Ticket) -> None:
+        """From here on `other`, of the pool that the request goes to, goes through the same."""
+        self._along = other
 
     def planned(self, line: Line, planning_s: float) -> None:
         """It is known what it will take, and it goes to a replica.
@@ -164,22 +169,30 @@ class Ticket:
         self._admission.work.saw(line)
         self._line = line
         self._stand_in_line()
+        if self._along is not None:
+            self._along.planned(line, planning_s)
 
     def begun(self) -> None:
         """A replica has taken it up."""
         if self._in_line:
             self._admission.own -= self._line
             self._in_line = False
+        if self._along is not None:
+            self._along.begun()
 
     def lost(self) -> None:
         """That replica is gone, and the request goes to another one."""
         self._stand_in_line()
+        if self._along is not None:
+            self._along.lost()
 
     def close(self) -> None:
         """It is over, at whatever point."""
         self._leave_planning()
         self.begun()
         self._admission.closed(self)
+        if self._along is not None:
+            self._along.close()
 
     def _stand_in_line(self) -> None:
         if not self._in_line:

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     CONTEXT = "context"
     DETAIL_LOW = "detail_low"
     DETAIL_HIGH = "detail_high"
+    POOL = "pool"
 
 
 class Note(StrEnum):
@@ -197,7 +198,7 @@ def decide(
     """
     if limits.scale is not None:
         index = ladder.index(limits.scale)
-        forced = tuple(_choice(image, ladder, index, Reason.FORCED) for image in images)
+        forced = tuple(choice_at(image, ladder, index, Reason.FORCED) for image in images)
         return Decision(forced, None, cost_ms(sum(choice.tokens for choice in forced)))
 
     tolerated = threshold(limits.max_regret / len(images))
@@ -316,10 +317,11 @@ def _choose(
         index, reason = bounds.low + left, bounds.low_reason
     elif index > bounds.high:
         index, reason = bounds.low + left, bounds.high_reason
-    return _choice(image, ladder, index, reason)
+    return choice_at(image, ladder, index, reason)
 
 
-def _choice(image: ImageCase, ladder: ScaleLadder, index: int, reason: Reason) -> ImageChoice:
+def choice_at(image: ImageCase, ladder: ScaleLadder, index: int, reason: Reason) -> ImageChoice:
+    """The image at the scale of an index into the ladder."""
     p = image.p_success
     return ImageChoice(
         scale=ladder.scales[index],

@@ -30,6 +30,7 @@ from m3_backend.messages import (
     GenerationRequest,
     ImageInput,
     ModelInfo,
+    Pool,
     Started,
 )
 from m3_backend.pace import Line
@@ -43,6 +44,7 @@ from router.draws import Draws
 from router.errors import ShuttingDownError
 from router.evidence import Evidence, evidence
 from router.policy import Decision, ImageCase, Limits, decide_under_load, limits_of
+from router.pools import PoolLoads, fitted
 from router.ports import BackendPort, PredictorPort, Replicas
 from router.remote_images import ImageFetcher
 from router.retry import Retrying, says_something
@@ -153,6 +155,8 @@ class RoutingService:
         clock: Unix time in seconds, for deadlines.
         admission: who is let in as load rises; None makes one that is configured alike.
         draws: which requests get a shadow label; None draws none.
+        pools: who is let into which pool, where the model has several; None makes one that is
+            configured alike.
     """
 
     def __init__(
@@ -165,10 +169,12 @@ class RoutingService:
         clock: Callable[[], float] = time.time,
         admission: Admission | None = None,
         draws: Draws | None = None,
+        pools: PoolLoads | None = None,
     ) -> None:
         self._draws = draws
         self.config = config
         self.admission = admission or Admission(config.load, config.planning_threads)
+        self.pools = pools or PoolLoads(config.load)
         self._backend = backend
         self.use(predictor)
         self._clock = clock
@@ -237,10 +243,15 @@ class RoutingService:
         deadline = self._deadline()
         plan = await self.plan(body, trace, deadline, look)
         deadline = self._callers_deadline(plan.chat, deadline)
-        line, alone_ms = self._work(plan)
-        self.admission.check_reachable(alone_ms, deadline - self._clock())
+        pool = self.pools.least_busy(plan.info.pools, plan.decision.scales)
+        line, alone_ms = self._work(plan, pool)
+        load = self.admission
+        if pool is not None:
+            load = self.pools.of(pool.name)
+            ticket.along(self.pools.enter(pool.name, plan.chat.m3.priority))
+        load.check_reachable(alone_ms, deadline - self._clock())
         ticket.planned(line, trace.routing_s or 0.0)
-        request = self._generation_request(plan, trace.request_id, deadline)
+        request = self._generation_request(plan, trace.request_id, deadline, pool, line)
         if self._draws is not None:
             trace.draw = self._draws.draw(request, plan.evidence)
         charge = await trace.caller.take_tokens(self._most_tokens(plan))
@@ -344,7 +355,7 @@ class RoutingService:
 
     async def ask_load(self) -> None:
         """Asks once. Replicas that do not answer leave what they said last, until it is stale."""
-        own_then = self.admission.own
+        own_then, owns_then = self.admission.own, self.pools.owns()
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 stats = await self._backend.stats()
@@ -352,6 +363,7 @@ class RoutingService:
             logger.debug("the replicas did not report their load: %r", error)
         else:
             self.admission.take_report(stats.values(), own_then)
+            self.pools.take_report(stats.values(), owns_then)
         self.admission.look()
 
     def close(self) -> None:
@@ -460,6 +472,7 @@ class RoutingService:
             decision = decide_under_load(
                 cases, info.ladder, asked.limits, bounds, threshold, cost_ms, room
             )
+            decision = fitted(decision, cases, info.ladder, info.pools, cost_ms, room)
         return Plan(
             chat,
             conversation,
@@ -491,9 +504,9 @@ class RoutingService:
         certified = predictor.regret_bounds
         return bounds_under_load(own, certified, self.config.load, asked.look.held)
 
-    def _work(self, plan: Plan) -> tuple[Line, float]:
+    def _work(self, plan: Plan, pool: Pool | None) -> tuple[Line, float]:
         """What the request takes at a replica, by itself: in line, and in all."""
-        costs, reported = plan.info.costs, self.admission.reported
+        costs, reported = (pool or plan.info).costs, self.admission.reported
         longest = plan.chat.sampling(self.config.max_tokens).max_tokens or self.config.max_tokens
         answer = min(reported.answer_tokens, longest)
         prompt = plan.text_tokens + sum(image.tokens for image in plan.decision.images)
@@ -516,8 +529,9 @@ class RoutingService:
         return prompt + max(0, min(answer, plan.info.max_context - prompt))
 
     def _generation_request(
-        self, plan: Plan, request_id: str, deadline: float
+        self, plan: Plan, request_id: str, deadline: float, pool: Pool | None, line: Line
     ) -> GenerationRequest:
+        encode_ms = (pool or plan.info).costs.encode_ms * len(plan.images)
         return GenerationRequest(
             request_id=request_id,
             turns=plan.conversation.turns,
@@ -527,6 +541,9 @@ class RoutingService:
             cache_salt=plan.salt,
             deadline=deadline,
             priority=plan.chat.m3.priority,
+            pool="" if pool is None else pool.name,
+            work_ms=line.start_ms + line.hold_ms - encode_ms,
+            encode_ms=encode_ms,
         )
 
 

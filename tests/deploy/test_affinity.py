@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deploy.affinity import AffinityRouter
 from deploy.backend import HandleBackend
+from deploy.pools import PooledBackend
 from m3_backend.messages import Delta, Event, GenerationRequest, ImageInput
 from m3_backend.stats import CacheStats, EngineStats
 from tests.fakes import MODEL
@@ -45,8 +47,11 @@ class Model:
 class Caller:
     """Asks as an ingress replica does."""
 
-    def __init__(self, model: DeploymentHandle[Any]) -> None:
+    def __init__(self, model: DeploymentHandle[Any], coarse: DeploymentHandle[Any]) -> None:
         self.backend = HandleBackend(model)
+        self.pools = PooledBackend(
+            {"coarse": ((1, 9, 36), HandleBackend(coarse)), "fine": ((36, 144, 576), self.backend)}
+        )
         self.holding: list[str] = []
         self.free = asyncio.Event()
 
@@ -72,6 +77,17 @@ class Caller:
     async def let_go(self) -> None:
         self.free.set()
 
+    async def pool_of_who(self, pool: str) -> str:
+        """The pool of the replica that answers a request for a pool."""
+        asked = replace(request("ask", 1), pool=pool)
+        async for event in self.pools.generate(asked):
+            assert isinstance(event, Delta)
+            return (await self.pools.stats())[event.text].pool
+        raise AssertionError("nobody answered")
+
+    async def pools_are(self) -> tuple[Any, Any]:
+        return await self.pools.info(), await self.pools.ping()
+
     async def replicas(self) -> list[str]:
         return list(await self.backend.stats())
 
@@ -79,7 +95,9 @@ class Caller:
 def request(what: str, picture: int | None) -> GenerationRequest:
     image = ImageInput(b"", f"{picture:064x}", 1, 1) if picture is not None else None
     images, scales = ((image,), (576,)) if image else ((), ())
-    return GenerationRequest(what, turns=(), images=images, scales=scales)
+    return GenerationRequest(
+        what, turns=(), images=images, scales=scales, work_ms=100.0, encode_ms=250.0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +112,8 @@ def caller(ray_cluster: Path) -> DeploymentHandle[Any]:
     )(Model)
     serve.start(proxy_location="Disabled")
     front = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=64)(Caller)
-    return serve.run(front.bind(model.bind()), name="affinity", route_prefix=None)
+    coarse = serve.deployment(name="Coarse", ray_actor_options={"num_cpus": 0})(Model)
+    return serve.run(front.bind(model.bind(), coarse.bind()), name="affinity", route_prefix=None)
 
 
 def test_a_picture_stays_with_one_replica_and_pictures_go_to_both(
@@ -117,7 +136,8 @@ def test_a_crowd_for_one_picture_spreads_and_leaves_nothing_behind(
             assert time.monotonic() < limit
     caller.let_go.remote().result()
     names = [one.result(timeout_s=60) for one in waiting]
-    assert set(names[:3]) == {home}  # within the bound
+    assert set(names[:3]) == {home}  # until the other is shorter by more than an encoding
+    assert names[3] != home
     assert len(set(names)) == 2
     assert abs(names.count(home) - 6) <= 2
     # Their work is off the books, as soon as the router has heard of their end.
@@ -128,3 +148,14 @@ def test_a_crowd_for_one_picture_spreads_and_leaves_nothing_behind(
 
 def test_questions_without_pictures_are_answered(caller: DeploymentHandle[Any]) -> None:
     assert caller.who.remote(None).result() in caller.replicas.remote().result()
+
+
+def test_a_request_goes_to_the_pool_that_it_names(caller: DeploymentHandle[Any]) -> None:
+    for pool in ("coarse", "fine", "coarse"):
+        assert caller.pool_of_who.remote(pool).result() == pool
+    info, replicas = caller.pools_are.remote().result()
+    assert [(pool.name, pool.scales) for pool in info.pools] == [
+        ("coarse", (1, 9, 36)),
+        ("fine", (36, 144, 576)),
+    ]
+    assert (replicas.answering, replicas.asked) == (3, 3)

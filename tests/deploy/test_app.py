@@ -18,7 +18,8 @@ from deploy.config import PACKAGED, ConfigError, load
 
 def deployments(application: Application) -> Mapping[str, Deployment]:
     ingress = application._bound_deployment
-    others = [argument._bound_deployment for argument in ingress.init_args[1:]]
+    _, models, *beside = ingress.init_args
+    others = [argument._bound_deployment for argument in (*models.values(), *beside)]
     return {deployment.name: deployment for deployment in (ingress, *others)}
 
 

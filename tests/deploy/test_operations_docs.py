@@ -57,6 +57,10 @@ def test_no_key_is_missing() -> None:
     scaled = load("gpu.yaml")
     assert scaled.serve.replica.autoscaling is not None
     in_force = {*leaves(Config().model_dump()), *leaves(scaled.model_dump())}
+    # Of a pool only what a replica does not have; the table says the rest by a reference.
+    pooled = load("local.yaml", {"serve.pools": {"one": {"scales": [1]}}}).serve.pools["one"]
+    of_pool = set(leaves(pooled.model_dump())) - set(leaves(Config().serve.replica.model_dump()))
+    in_force |= {f"serve.pools.{reference.NAME}.{key}" for key in of_pool} | {"serve.pools"}
     assert {key.name for key in reference.all_keys()} == in_force
 
 

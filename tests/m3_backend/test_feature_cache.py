@@ -270,6 +270,29 @@ def test_a_full_redis_serves_what_it_has(
     assert cache.get(SOURCE, 9, tower).level == "redis"
 
 
+def test_eight_bits_answer_alike_from_every_level_and_never_mix_with_exact_ones(
+    new_cache: NewCache, tower: Tower, redis_server: RedisServer
+) -> None:
+    source = replace(SOURCE, storage="int8")
+    one, other, third = (new_cache(redis_server.url) for _ in range(3))
+    fresh = {scale: one.get(source, scale, tower).features for scale in (9, 1, 576)}
+    one.flush()
+    redis = other.get(source, 9, tower)  # of the very scale
+    finest = third.get(source, 576, tower)
+    assert (redis.level, finest.level) == ("redis", "redis")
+    assert torch.equal(redis.features, fresh[9])
+    assert torch.equal(finest.features, fresh[576])
+    for scale in (9, 1):  # by pooling, from memory
+        assert torch.equal(third.get(source, scale, tower).features, fresh[scale])
+    assert tower.runs == 1
+    peeked = third.peek(source)
+    assert peeked is not None
+    assert torch.equal(peeked[1], fresh[1])
+    assert third.peek(SOURCE) is None
+    assert not torch.equal(one.get(SOURCE, 576, tower).features, fresh[576])
+    assert third.stats().bytes == FULL.numel() + 576 * 4
+
+
 def flipped(blob: bytes) -> bytes:
     return blob[:-1] + bytes([blob[-1] ^ 1])
 

@@ -7,6 +7,7 @@ const CONFIDENCE = "95%"; // docs/architecture.md, "Guarantee"
 
 const REASONS = {
   no_predictor: "This model has no predictor yet, so every picture is looked at as finely as it can be.",
+  pool: "No replica serves all scales that were chosen together, so this image got the next one that one of them has.",
   no_threshold: "No price of a token is certified for so strict a bound, so the finest scale answers.",
   forced: "The caller has named this scale.",
   floor: "The caller allows nothing coarser.",
