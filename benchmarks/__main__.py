@@ -15,6 +15,7 @@ from benchmarks import (
     observing,
     overload,
     routing,
+    shapes,
 )
 
 BENCHMARKS = {
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "overload": overload.run,
     "chaos": chaos.run,
     "engine": engine.run,
+    "shapes": shapes.run,
 }
 BY_DEFAULT = ("frontier", "routing", "analyze")
 

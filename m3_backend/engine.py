@@ -61,12 +61,13 @@ from m3_backend.runner import ModelRunner
 from m3_backend.sampling import choose, token_logprob
 from m3_backend.scheduler import Piece, Scheduler, Step
 from m3_backend.stats import EngineStats, MemoryStats
+from m3_backend.tower import VisionTower
 from m3_backend.waiting import WaitingLine
 
 _log = logging.getLogger(__name__)
 
 _CACHE_BYTES = 256 << 20
-_STEP_MS = 25.0  # of prefill in one step
+_STEP_MS = 25.0  # of prefill in one step, and of one pass of the vision tower
 _SMALLEST_BUDGET = 64
 _FATAL_FAILURES = 3  # one request that the model cannot take looks like a lost device, too
 
@@ -153,7 +154,6 @@ class TorchEngine:
         self._clock, self._wall = clock, wall
         self._tokenizer, self._eos = checkpoint.tokenizer, checkpoint.eos
         self._runner = ModelRunner(checkpoint, tokens=memory.tokens)
-        self._preparation = Preparation(self._runner, cache, memory, context)
         self._info = ModelInfo(
             name=checkpoint.name,
             identity=checkpoint.identity,
@@ -163,6 +163,8 @@ class TorchEngine:
             max_context=context,
             costs=measure_costs(self._runner),
         )
+        tower = VisionTower(self._runner, _images_within(_STEP_MS, self._info.costs), clock)
+        self._preparation = Preparation(self._runner, tower, cache, memory, context)
         budget = settings.prefill_budget or _tokens_within(_STEP_MS, self._info.costs)
         self._scheduler: Scheduler[Job] = Scheduler(settings.max_batch, budget, memory)
         self._wake = threading.Condition()
@@ -612,6 +614,11 @@ def _tokens_within(milliseconds: float, costs: CostModel) -> int:
     """Prompt tokens that are prefilled in that time."""
     spare_ms = milliseconds - costs.prefill_base_ms
     return max(_SMALLEST_BUDGET, int(spare_ms / max(costs.prefill_token_ms, 1e-6)))
+
+
+def _images_within(milliseconds: float, costs: CostModel) -> int:
+    """Images that are encoded in that time, one after the other."""
+    return max(1, int(milliseconds / max(costs.encode_ms, 1e-6)))
 
 
 def _deliver(
