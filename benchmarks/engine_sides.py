@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.engine_requests import Asked
-from m3_backend.checkpoint import Checkpoint
+from m3_backend.checkpoint import Checkpoint, open_checkpoint
 from m3_backend.engine import EngineSettings, TorchEngine
 from m3_backend.feature_cache import FeatureCache
 from m3_backend.messages import Delta, Sampling
@@ -108,10 +108,10 @@ class Ours:
         self, checkpoint: Checkpoint, callers: int, *, cache_bytes: int = 64 << 20, **settings: Any
     ) -> None:
         defaults: dict[str, Any] = {"max_batch": callers, "max_context": CONTEXT}
+        # Of requests that are many, each on one core, rather than every product on all of them.
+        defaults |= {"threads": 1, "towers": THREADS} if callers > 1 else {"threads": THREADS}
         self.engine = TorchEngine(
-            checkpoint,
-            FeatureCache(cache_bytes),
-            EngineSettings(threads=THREADS, **defaults | settings),
+            checkpoint, FeatureCache(cache_bytes), EngineSettings(**defaults | settings)
         )
         self._callers = callers
 
@@ -178,6 +178,8 @@ class Theirs:
     _tower_batch: int = 0
 
     def __post_init__(self) -> None:
+        self.checkpoint = open_checkpoint(self.checkpoint.name, device=str(self.checkpoint.device))
+        self.checkpoint.model.vision_tower.set_attn_implementation("sdpa")  # transformers' own
         self._runner = ModelRunner(self.checkpoint, tokens=1)
 
     @torch.inference_mode()

@@ -24,10 +24,10 @@ from m3_backend.runner import ModelRunner
 
 @dataclass(eq=False, slots=True)
 class _Place:
-    """One picture in line. Its turn brings what became of it, or None: it is to lead a pass."""
+    """One picture in line. Its turn brings what became of it, or whom it is to lead in a pass."""
 
     pixels: Tensor
-    turn: Future[Encoded | None] = field(default_factory=Future)
+    turn: Future[Encoded | list[_Place]] = field(default_factory=Future)
 
 
 class VisionTower:
@@ -35,16 +35,21 @@ class VisionTower:
 
     Args:
         most: pictures of one pass.
+        passes: that may run at once.
         clock: seconds, monotonic.
     """
 
     def __init__(
-        self, runner: ModelRunner, most: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        runner: ModelRunner,
+        most: int,
+        passes: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._runner, self._most, self._clock = runner, most, clock
         self._lock = threading.Lock()
         self._line: deque[_Place] = deque()
-        self._busy = False
+        self._free = passes
 
     def encode(self, image: ImageInput) -> Encoded:
         """Image file → full-grid features [tiles, grid², hidden] in main memory.
@@ -58,18 +63,19 @@ class VisionTower:
         place = _Place(self._runner.pixels(image))
         decode_ms = (self._clock() - began) * 1e3
         with self._lock:
-            self._line.append(place)
-            leads, self._busy = not self._busy, True
-        encoded = self._lead() if leads else place.turn.result() or self._lead()
+            leads = self._free > 0
+            self._free -= leads
+            if not leads:
+                self._line.append(place)
+        turn = [place] if leads else place.turn.result()
+        encoded = self._lead(turn) if isinstance(turn, list) else turn
         return Encoded(encoded.features, decode_ms + encoded.ms)
 
-    def _lead(self) -> Encoded:
-        """Run a pass for the first in line, the caller's own picture, and those behind it."""
-        with self._lock:
-            count = min(len(self._line), self._most)
-            own, *others = (self._line.popleft() for _ in range(count))
+    def _lead(self, places: list[_Place]) -> Encoded:
+        """Run a pass for these, the first of which is the caller's own."""
+        own, *others = places
         try:
-            encoded = self._together([own, *others])
+            encoded = self._together(places)
         except Exception:
             if not others:
                 raise
@@ -101,8 +107,10 @@ class VisionTower:
             place.turn.set_exception(error)
 
     def _hand_over(self) -> None:
+        """To the first of those that have come to wait, with those behind it."""
         with self._lock:
-            following = self._line[0] if self._line else None
-            self._busy = following is not None
-        if following is not None:
-            following.turn.set_result(None)
+            count = min(len(self._line), self._most)
+            following = [self._line.popleft() for _ in range(count)]
+            self._free += not following
+        if following:
+            following[0].turn.set_result(following)

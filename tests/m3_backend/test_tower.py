@@ -115,3 +115,25 @@ def test_a_tower_that_is_lost_tells_everyone_and_is_tried_again(held: Held) -> N
             future.result(30)
     held.most_tiles = 1
     assert len(held.tower.encode(picture(9)).features) == 1
+
+
+def test_several_passes_at_once_share_one_line(
+    llava15: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = ModelRunner(llava15, tokens=1)
+    features, both = runner.features, threading.Barrier(2, timeout=30)
+    passes: list[int] = []
+
+    def watched(pixels: Tensor) -> Tensor:
+        passes.append(len(pixels))
+        both.wait()  # nobody gets through alone
+        return features(pixels)
+
+    monkeypatch.setattr(runner, "features", watched)
+    tower = VisionTower(runner, most=1, passes=2)
+    images = [picture(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        encoded = list(threads.map(tower.encode, images))
+    assert passes == [1] * 8
+    for image, one in zip(images, encoded, strict=True):
+        torch.testing.assert_close(one.features, features(runner.pixels(image)))
