@@ -19,6 +19,7 @@ from benchmarks import (
     overload,
     routing,
     serve,
+    shapes,
 )
 
 BENCHMARKS = {
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "cache": cache.run,
     "overhead": overhead.run,
     "int8": int8.run,
+    "shapes": shapes.run,
 }
 BY_DEFAULT = ("frontier", "routing", "analyze")
 

@@ -36,9 +36,67 @@ class ModelShape:
         head = 2.0 * prompt_tokens * self.hidden * self.vocabulary
         return self.layers * (dense + attention) + head
 
+    def last_logits_flops(self, prompt_tokens: int) -> float:
+        """What of `prefill_flops` it takes to get the logits after the last token alone.
+
+        Attention over what each token sees; the last layer gives keys and values for all tokens,
+        and all else for one.
+        """
+        seen = prompt_tokens * (prompt_tokens + 1) / 2
+        whole = 2.0 * prompt_tokens * self.weights_per_layer() + self._attention_flops(seen)
+        others = 2.0 * (prompt_tokens - 1) * 2 * self.hidden * self.kv_heads * self.head_dim
+        return (self.layers - 1) * whole + others + self.step_flops(1, prompt_tokens, layers=1)
+
+    def step_flops(self, requests: int, held: int, layers: int | None = None) -> float:
+        """Operations for one more token of each of `requests`, that see `held` tokens in all.
+
+        Args:
+            layers: the last so many, and the head; None for all of them.
+        """
+        per_layer = 2.0 * requests * self.weights_per_layer() + self._attention_flops(held)
+        head = 2.0 * requests * self.hidden * self.vocabulary
+        return (self.layers if layers is None else layers) * per_layer + head
+
+    def step_bytes(self, held: int, bytes_per_value: int = 2) -> int:
+        """What such a step must read: the weights once, and keys and values of what is held."""
+        weights = self.layers * self.weights_per_layer() + self.hidden * self.vocabulary
+        return weights * bytes_per_value + self.kv_bytes(held, bytes_per_value)
+
     def kv_bytes(self, tokens: int, bytes_per_value: int = 2) -> int:
         """Key and value memory of `tokens` cached tokens."""
         return 2 * self.layers * self.kv_heads * self.head_dim * tokens * bytes_per_value
+
+    def _attention_flops(self, pairs: float) -> float:
+        """In one layer, for so many pairs of a query and a key."""
+        return 4.0 * pairs * self.heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class TowerShape:
+    """The sizes of a CLIP-shaped vision tower and of the projector behind it.
+
+    Args:
+        layers: those that are used.
+        patches: of one tile; the class token is one position more.
+        patch_values: numbers in a patch, three per pixel.
+        text_hidden: width of the language model.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    patches: int
+    patch_values: int
+    text_hidden: int
+
+    def encode_flops(self, tiles: int = 1) -> float:
+        """Floating-point operations to encode and project `tiles` tiles."""
+        positions = self.patches + 1
+        weights = 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
+        layer = 2.0 * positions * weights + 4.0 * positions**2 * self.hidden
+        embedding = 2.0 * self.patches * self.patch_values * self.hidden
+        projector = 2.0 * self.patches * self.text_hidden * (self.hidden + self.text_hidden)
+        return tiles * (self.layers * layer + embedding + projector)
 
 
 @dataclass(frozen=True, slots=True)

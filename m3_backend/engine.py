@@ -61,13 +61,15 @@ from m3_backend.runner import ModelRunner
 from m3_backend.sampling import choose, token_logprob
 from m3_backend.scheduler import Piece, Scheduler, Step
 from m3_backend.stats import EngineStats, MemoryStats
+from m3_backend.tower import VisionTower
 from m3_backend.waiting import WaitingLine
 
 _log = logging.getLogger(__name__)
 
 _CACHE_BYTES = 256 << 20
-_STEP_MS = 25.0  # of prefill in one step
+_STEP_MS = 25.0  # of prefill in one step, and of one pass of the vision tower
 _SMALLEST_BUDGET = 64
+_SHORT = 64  # prompt tokens that hardly make a pass over answers longer
 _FATAL_FAILURES = 3  # one request that the model cannot take looks like a lost device, too
 
 
@@ -104,6 +106,8 @@ class EngineSettings:
             in 25 ms, so that nobody's answer waits longer than that for others' prompts.
         preparation_threads: requests whose images are fetched or decoded at once.
         threads: CPU threads of one torch operation; None leaves torch's own choice.
+        towers: passes of the vision tower at once. More than one pays on a CPU with more cores than
+            `threads`, and takes them from nobody else.
         replica: names this replica in Started.
     """
 
@@ -114,6 +118,7 @@ class EngineSettings:
     prefill_budget: int | None = None
     preparation_threads: int = 4
     threads: int | None = None
+    towers: int = 1
     replica: str = ""
 
 
@@ -153,7 +158,6 @@ class TorchEngine:
         self._clock, self._wall = clock, wall
         self._tokenizer, self._eos = checkpoint.tokenizer, checkpoint.eos
         self._runner = ModelRunner(checkpoint, tokens=memory.tokens)
-        self._preparation = Preparation(self._runner, cache, memory, context)
         self._info = ModelInfo(
             name=checkpoint.name,
             identity=checkpoint.identity,
@@ -163,6 +167,9 @@ class TorchEngine:
             max_context=context,
             costs=measure_costs(self._runner),
         )
+        most = _images_within(_STEP_MS, self._info.costs)
+        tower = VisionTower(self._runner, most, settings.towers, clock)
+        self._preparation = Preparation(self._runner, tower, cache, memory, context)
         budget = settings.prefill_budget or _tokens_within(_STEP_MS, self._info.costs)
         self._scheduler: Scheduler[Job] = Scheduler(settings.max_batch, budget, memory)
         self._wake = threading.Condition()
@@ -386,13 +393,8 @@ class TorchEngine:
                 step = self._scheduler.schedule()
                 self._prepare_again(step.unprepared)
                 self._note_pace(step)
-                outcomes, failed = self._run(step)
-                if outcomes:
-                    with self._wake:
-                        self._failures = 0
-                elif failed:
-                    self._device_failed()
-                self._emit(outcomes, failed)
+                for pieces in _passes(step):
+                    self._emit(*self._run(pieces))
         except Exception:
             _log.exception("the engine stopped: its memory can no longer be trusted")
         with self._wake:
@@ -446,35 +448,32 @@ class TorchEngine:
                 self._unprepared.add(job)
             self._pool.submit(self._prepare_next)
 
-    def _run(self, step: Step[Job]) -> tuple[list[_Outcome], list[Job]]:
-        """At most one forward pass for answers and one for prompts: what they gave, and whom a
-        crash took along.
-        """
+    def _run(self, pieces: Sequence[Piece[Job]]) -> tuple[list[_Outcome], list[Job]]:
+        """One forward pass: what it gave, and whom a crash took along."""
         outcomes: list[_Outcome] = []
         failed: list[Job] = []
-        if step.decode:
-            answering = tuple(Piece(job, 1) for job in step.decode)
-            self._pass(answering, self._decode, outcomes, failed)
-        if step.prefill:
-            crashed: list[Job] = []
-            self._pass(step.prefill, self._prefill, outcomes, crashed)
-            if crashed and len(step.prefill) > 1:  # the others need not go with the one at fault
-                crashed = []
-                for piece in step.prefill:
-                    self._pass((piece,), self._prefill, outcomes, crashed)
-            failed += crashed
+        self._pass(pieces, outcomes, failed)
+        answering = [piece for piece in pieces if piece.request.is_answering]
+        if failed and len(answering) < len(pieces) > 1:
+            failed = []  # the others need not go with the prompt at fault
+            if answering:
+                self._pass(answering, outcomes, failed)
+            for piece in pieces:
+                if piece not in answering:
+                    self._pass((piece,), outcomes, failed)
+        if outcomes:
+            with self._wake:
+                self._failures = 0
+        elif failed:
+            self._device_failed()
         return outcomes, failed
 
     def _pass(
-        self,
-        pieces: tuple[Piece[Job], ...],
-        forward: Callable[[Sequence[Piece[Job]]], Tensor],
-        outcomes: list[_Outcome],
-        failed: list[Job],
+        self, pieces: Sequence[Piece[Job]], outcomes: list[_Outcome], failed: list[Job]
     ) -> None:
         """One forward pass, and a token for each of those whose turn it is to get one."""
         try:
-            logits = forward(pieces)
+            logits = self._forward(pieces)
             last = [index for index, piece in enumerate(pieces) if piece.is_last]
             complete, logits = [pieces[index].request for index in last], logits[last]
             sampling = [job.work.sampling for job in complete]
@@ -487,14 +486,14 @@ class TorchEngine:
                 self._scheduler.advance(piece.request, piece.tokens)
             outcomes += map(_Outcome, complete, tokens, logits)
 
-    def _decode(self, pieces: Sequence[Piece[Job]]) -> Tensor:
-        return self._runner.decode(_spans(pieces), [p.request.tokens[-1] for p in pieces])
-
-    def _prefill(self, pieces: Sequence[Piece[Job]]) -> Tensor:
-        embed = self._runner.embed_tokens
-        return self._runner.prefill(
-            _spans(pieces), [piece.request.piece(piece.tokens, embed) for piece in pieces]
-        )
+    def _forward(self, pieces: Sequence[Piece[Job]]) -> Tensor:
+        """Logits [pieces, vocabulary]; those that are answering stand first."""
+        spans, embed = _spans(pieces), self._runner.embed_tokens
+        last = [p.request.tokens[-1] for p in pieces if p.request.is_answering]
+        if len(last) == len(pieces):
+            return self._runner.decode(spans, last)
+        prompts = [p.request.piece(p.tokens, embed) for p in pieces[len(last) :]]
+        return self._runner.prefill(spans, [embed(last), *prompts] if last else prompts)
 
     def _start(self, job: Job) -> None:
         ready = job.ready
@@ -599,6 +598,19 @@ class TorchEngine:
         return self._tokenizer.spell(token) if self._tokenizer else str(token)
 
 
+def _passes(step: Step[Job]) -> list[list[Piece[Job]]]:
+    """The forward passes of a step: answers and the ends of short prompts, then all other prompts.
+
+    So a short question gets its first token without the prompts that share its step, and answers
+    and short prompts cost one pass together.
+    """
+    first = [Piece(job, 1) for job in step.decode]
+    rest = []
+    for piece in step.prefill:
+        (first if piece.is_last and piece.tokens <= _SHORT else rest).append(piece)
+    return [pieces for pieces in (first, rest) if pieces]
+
+
 def _spans(pieces: Sequence[Piece[Job]]) -> list[Span]:
     spans = []
     for piece in pieces:
@@ -612,6 +624,11 @@ def _tokens_within(milliseconds: float, costs: CostModel) -> int:
     """Prompt tokens that are prefilled in that time."""
     spare_ms = milliseconds - costs.prefill_base_ms
     return max(_SMALLEST_BUDGET, int(spare_ms / max(costs.prefill_token_ms, 1e-6)))
+
+
+def _images_within(milliseconds: float, costs: CostModel) -> int:
+    """Images that are encoded in that time, one after the other."""
+    return max(1, int(milliseconds / max(costs.encode_ms, 1e-6)))
 
 
 def _deliver(

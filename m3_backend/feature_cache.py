@@ -92,6 +92,14 @@ class FeatureSource:
         return pool(entry, self.ladder, scale)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """Full-grid features [tiles, grid², hidden], and milliseconds of encoding without waiting."""
+
+    features: Tensor
+    ms: float
+
+
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """Features [tiles, scale, hidden] in main memory and what it took to get them.
@@ -143,7 +151,6 @@ class FeatureCache:
             else RedisStore(redis_url, ttl_s=ttl_s, timeout_s=timeout_s, clock=clock)
         )
         self._lock = threading.Lock()
-        self._tower = threading.Lock()  # two encodings at once would only take turns on the device
         self._entries: OrderedDict[bytes, Tensor] = OrderedDict()
         self._bytes = 0
         self._flights: dict[bytes, Future[Tensor]] = {}
@@ -153,15 +160,14 @@ class FeatureCache:
         self._encode_ms: float | None = None
         self._bytes_per_ms = _FETCH_BYTES_PER_MS
 
-    def get(self, source: FeatureSource, scale: int, encode: Callable[[], Tensor]) -> Lookup:
+    def get(self, source: FeatureSource, scale: int, encode: Callable[[], Encoded]) -> Lookup:
         """The features of `source` at `scale`, from the cheapest level that has them.
 
         Of callers that ask for one image at once, one goes to Redis or encodes; the others wait.
-        Different images are encoded one at a time; `encode_ms` does not count the wait for that.
 
         Args:
-            encode: gives the full-grid features [tiles, grid², hidden]; its errors pass through,
-                to everyone who waited for it.
+            encode: gives the full-grid features; its errors pass through, to everyone who waited
+                for it.
         """
         started = self._clock()
         chain = pooling_chain(source.ladder, scale)
@@ -231,7 +237,7 @@ class FeatureCache:
         source: FeatureSource,
         scale: int,
         chain: tuple[int, ...],
-        encode: Callable[[], Tensor],
+        encode: Callable[[], Encoded],
     ) -> tuple[Lookup, Tensor]:
         """The answer, and the entry it was pooled from (which may answer others)."""
         started = self._clock()
@@ -245,10 +251,8 @@ class FeatureCache:
             entry = source.pool(fetched, scale)
             self._remember(source, fetched, entry)
             return self._counted(source.features(entry), "redis", fetch_ms), fetched
-        with self._tower:
-            started = self._clock()  # what encoding costs, not how long others had to be waited for
-            full = source.entry(encode())
-            encode_ms = self._since(started)
+        encoded = encode()
+        full, encode_ms = source.entry(encoded.features), encoded.ms
         with self._lock:
             self._encodes += 1
             previous = encode_ms if self._encode_ms is None else self._encode_ms

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from m3_backend.attention import causal_products, is_quicker
 from m3_backend.costs import ModelShape
 from m3_backend.kv_memory import Rows
 
 _SIMILAR = 16
 _CPU_GROUP = 2048  # gathered tokens
+_MANY = 100  # new tokens, from which plain products pay on a CPU
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,11 +58,16 @@ class _Singles:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Several:
-    """A slice of the batch over `rows`, or over itself if these are None."""
+    """A slice of the batch over `rows`, or over itself if these are None.
+
+    Args:
+        in_products: compute it without the fused kernel, and without a mask.
+    """
 
     queries: slice
     rows: Tensor | None
     mask: Tensor | None
+    in_products: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +108,7 @@ class TokenCache:
         on_cpu = device.type == "cpu"
         self._group = _CPU_GROUP if on_cpu else tokens
         self._singles_dtype = torch.float32 if on_cpu else dtype
+        self._in_products = is_quicker(dtype, device) and shape.kv_heads == shape.heads
 
     @property
     def bytes(self) -> int:
@@ -145,6 +153,9 @@ class TokenCache:
             if span.rows is not None:
                 own_keys = self._keys[layer].index_select(0, span.rows)
                 own_values = self._values[layer].index_select(0, span.rows)
+            if span.in_products:
+                seen[span.queries] = causal_products(queries[span.queries], own_keys, own_values)
+                continue
             seen[span.queries] = self._products(
                 queries[span.queries].transpose(0, 1)[None],
                 own_keys.transpose(0, 1)[None],
@@ -190,11 +201,15 @@ class TokenCache:
 
     def _alone(self, span: Span, end: int) -> _Several:
         queries = slice(end - span.new, end)
+        in_products = self._in_products and span.new >= _MANY
         if not span.cached:
-            return _Several(queries, None, None)
+            return _Several(queries, None, None, in_products)
+        rows = self._tensor(span.table[: span.end])
+        if in_products:
+            return _Several(queries, rows, None, True)
         columns = torch.arange(span.end, device=self._device)
         own = torch.arange(span.cached, span.end, device=self._device)
-        return _Several(queries, self._tensor(span.table[: span.end]), columns <= own[:, None])
+        return _Several(queries, rows, columns <= own[:, None], False)
 
     def _gather(
         self, spans: Sequence[Span], chosen: Sequence[int], queries: Rows

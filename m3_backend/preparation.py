@@ -16,6 +16,7 @@ from m3_backend.messages import CacheLevel, GenerationRequest, ImageInput
 from m3_backend.prompt import Prompt
 from m3_backend.runner import ModelRunner
 from m3_backend.scales import image_tokens
+from m3_backend.tower import VisionTower
 from m3_backend.vision import tile_count
 
 
@@ -28,10 +29,15 @@ class Preparation:
     """
 
     def __init__(
-        self, runner: ModelRunner, cache: FeatureCache, memory: KvMemory, context: int
+        self,
+        runner: ModelRunner,
+        tower: VisionTower,
+        cache: FeatureCache,
+        memory: KvMemory,
+        context: int,
     ) -> None:
-        self._runner, self._cache, self._context = runner, cache, context
-        self._memory = memory
+        self._runner, self._tower, self._cache = runner, tower, cache
+        self._memory, self._context = memory, context
         self._checkpoint = runner.checkpoint
 
     def conversation(self, request: GenerationRequest) -> Prompt:
@@ -109,7 +115,7 @@ class Preparation:
         for image, scale in zip(work.images, work.scales, strict=True):
             check_wanted()  # not within the encoding: other requests may be waiting for it
             source = self._source(image, work.salt)
-            lookups.append(self._cache.get(source, scale, partial(self._runner.encode, image)))
+            lookups.append(self._cache.get(source, scale, partial(self._tower.encode, image)))
         features = [lookup.features for lookup in lookups]
         return Prepared(
             embeddings=self._runner.embed(prompt, work.images, features),

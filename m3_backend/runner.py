@@ -20,7 +20,7 @@ from m3_backend.vision import assemble
 class ModelRunner:
     """A checkpoint with KV memory for `tokens` tokens. Not thread-safe.
 
-    `encode` and `embed` alone may be called from other threads.
+    `pixels`, `features`, `encode` and `embed` alone may be called from other threads.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, tokens: int) -> None:
@@ -34,15 +34,24 @@ class ModelRunner:
     def encode(self, image: ImageInput) -> Tensor:
         """Image file → full-grid features [tiles, grid², hidden] in main memory.
 
-        Always one image at a time, so that its features never depend on who else asked.
-
         Raises:
             InvalidImageError: the bytes do not decode, or not to the declared size where it counts.
         """
+        return self.features(self.pixels(image))
+
+    def pixels(self, image: ImageInput) -> Tensor:
+        """Image file → pixels [tiles, 3, side, side]. Raises what `encode` does."""
         picture = decode_image(image.data)
         if self.checkpoint.tiling and picture.size != (image.width, image.height):
             raise InvalidImageError("The image's size is not the one that was declared for it.")
-        pixels = torch.from_numpy(self.checkpoint.preprocessing.pixels(picture))
+        return torch.from_numpy(self.checkpoint.preprocessing.pixels(picture))
+
+    @torch.inference_mode()
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pixels of one or more images → features [tiles, grid², hidden] in main memory.
+
+        What one tile gives depends on the others of the pass in rounding only.
+        """
         return self.checkpoint.model.encode(pixels.to(self.checkpoint.device)).cpu()
 
     @torch.inference_mode()

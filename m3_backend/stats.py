@@ -16,7 +16,7 @@ class CacheStats:
 
     Args:
         memory_hits, redis_hits, misses: images by where their features came from.
-        encodes: runs of the vision tower; at most `misses`, less when requests shared one.
+        encodes: images that the vision tower saw; at most `misses`, less when requests shared one.
         redis_errors: time-outs, refusals and other failures of Redis.
         redis_rejected: values that failed a check and were not used.
         breaker: "open" while Redis is left alone after repeated failures; None without Redis.

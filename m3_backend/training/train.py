@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from m3_backend import attention
 from m3_backend.scales import M3_GRID_SIDE
-from m3_backend.training import attention
 from m3_backend.training.alignment import WordAlignment
 from m3_backend.training.batches import NOT_WANTED, Batch, Batches
 from m3_backend.training.model import (

@@ -38,13 +38,13 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TorchEng
     )
     costs = replace(engine.info.costs, encode_ms=ENCODE_MS)
     engine._info = replace(engine.info, costs=costs)
-    release, encode = threading.Event(), engine._runner.encode
+    release, pixels = threading.Event(), engine._runner.pixels
 
     def waits(image: ImageInput) -> Tensor:
         assert release.wait(60)
-        return encode(image)
+        return pixels(image)
 
-    monkeypatch.setattr(engine._runner, "encode", waits)
+    monkeypatch.setattr(engine._runner, "pixels", waits)
     engine.release = release  # type: ignore[attr-defined]
     yield engine
     release.set()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_backend.costs import CostModel, fit_affine, fit_milliseconds
+from m3_backend.costs import CostModel, ModelShape, TowerShape, fit_affine, fit_milliseconds
 from m3_backend.shapes import find_shape
 
 VICUNA_7B = find_shape("llava-1.5-7b")
@@ -23,6 +23,38 @@ def test_operations_are_those_of_the_papers_table(scale: int, teraflops: float) 
 def test_the_kv_cache_of_one_token_of_a_7b_model_is_half_a_mebibyte() -> None:
     assert VICUNA_7B.kv_bytes(1) == 512 * 1024
     assert VICUNA_7B.kv_bytes(10, bytes_per_value=4) == 10 * 1024 * 1024
+
+
+def test_one_token_behind_others_is_counted_by_hand() -> None:
+    """Two layers of width 4: 4·(4+4+4+4) + 3·4·8 = 160 weights each, a head of 4·10."""
+    shape = ModelShape(2, 4, 8, heads=2, kv_heads=2, head_dim=2, vocabulary=10)
+    assert shape.weights_per_layer() == 160
+    # Three requests that hold 50 tokens in all: products over 160 weights, two over the 50.
+    assert shape.step_flops(3, 50) == 2 * (2 * 3 * 160 + 4 * 50 * 4) + 2 * 3 * 40
+    assert shape.step_bytes(50) == 2 * (2 * 160 + 40) + 2 * 2 * 4 * 50 * 2
+    # A prompt of one token is such a step; of three, the first two need keys and values at the end.
+    assert shape.last_logits_flops(1) == shape.step_flops(1, 1)
+    first_layer = 2 * 3 * 160 + 4 * (1 + 2 + 3) * 4
+    last_layer = 2 * 2 * (4 * 4 * 2) + 2 * 160 + 4 * 3 * 4
+    assert shape.last_logits_flops(3) == first_layer + last_layer + 2 * 40
+
+
+def test_the_last_logits_take_almost_all_of_a_prefill_without_its_head() -> None:
+    head = 2 * VICUNA_7B.hidden * VICUNA_7B.vocabulary
+    body = VICUNA_7B.prefill_flops(606) - 606 * head
+    assert 0.93 * body < VICUNA_7B.last_logits_flops(606) < 0.98 * body
+
+
+def test_clip_large_takes_as_many_operations_as_its_parameters_say() -> None:
+    """ViT-L/14 at 336 px: 304 million weights in 24 layers, two operations for each of 577 places,
+    and attention.
+    """
+    tower = TowerShape(24, 1024, 4096, 576, 588, 4096)
+    attention = 24 * 4 * 577**2 * 1024
+    projector = 2 * 576 * (1024 * 4096 + 4096 * 4096)
+    dense = tower.encode_flops() - attention - projector
+    assert dense / (2 * 577) == pytest.approx(302e6, rel=0.01)
+    assert tower.encode_flops(5) == 5 * tower.encode_flops()
 
 
 @given(st.floats(0, 100), st.floats(0.001, 10))

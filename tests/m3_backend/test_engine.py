@@ -368,13 +368,13 @@ async def test_an_absurd_limit_counts_no_more_than_the_context(
     speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = new_engine(speaking, max_batch=1, max_waiting=0, max_context=200)
-    encode, release = engine._runner.encode, threading.Event()
+    pixels, release = engine._runner.pixels, threading.Event()
 
     def waits(image: ImageInput) -> Tensor:
         assert release.wait(30)
-        return encode(image)
+        return pixels(image)
 
-    monkeypatch.setattr(engine._runner, "encode", waits)
+    monkeypatch.setattr(engine._runner, "pixels", waits)
     absurd = request(scale=1, sampling=Sampling(max_tokens=10**9))
     stream = engine.generate(absurd)
     admitted = asyncio.ensure_future(anext(stream))
@@ -413,13 +413,13 @@ async def test_images_are_not_encoded_once_the_deadline_has_passed(
 ) -> None:
     now = [1000.0]
     engine = new_engine(speaking, wall=lambda: now[0])
-    encode = engine._runner.encode
+    pixels = engine._runner.pixels
 
     def slow(image: ImageInput) -> Tensor:
         now[0] = 1002.0
-        return encode(image)
+        return pixels(image)
 
-    monkeypatch.setattr(engine._runner, "encode", slow)
+    monkeypatch.setattr(engine._runner, "pixels", slow)
     turns = (Turn("user", (ImageSlot(0), ImageSlot(1), ImageSlot(2), "Compare.")),)
     images = (picture(1), picture(2), picture(3))
     with pytest.raises(DeadlineExceededError):
@@ -433,14 +433,14 @@ async def test_images_are_not_encoded_once_the_caller_has_gone(
     speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = new_engine(speaking)
-    encode, begun, gone = engine._runner.encode, threading.Event(), threading.Event()
+    pixels, begun, gone = engine._runner.pixels, threading.Event(), threading.Event()
 
     def waits(image: ImageInput) -> Tensor:
         begun.set()
         assert gone.wait(30)
-        return encode(image)
+        return pixels(image)
 
-    monkeypatch.setattr(engine._runner, "encode", waits)
+    monkeypatch.setattr(engine._runner, "pixels", waits)
     turns = (Turn("user", (ImageSlot(0), ImageSlot(1), "Compare.")),)
     asked = GenerationRequest("r", turns, (picture(1), picture(2)), (1, 1))
     task = asyncio.ensure_future(collect(engine.generate(asked)))
@@ -580,7 +580,7 @@ async def test_an_engine_whose_memory_is_lost_stops_and_says_so(
         await collect(engine.generate(request()))
 
 
-@pytest.mark.parametrize("part", ["prefill", "embed", "encode"])
+@pytest.mark.parametrize("part", ["prefill", "embed", "features"])
 async def test_an_engine_whose_device_is_lost_stops_and_says_so(
     part: str, speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -668,14 +668,14 @@ class Gate:
     def __init__(self, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun: list[str] = []
         self.waiting, self._through = threading.Semaphore(0), threading.Semaphore(0)
-        self._encode = engine._runner.encode
-        monkeypatch.setattr(engine._runner, "encode", self._gated)
+        self._pixels = engine._runner.pixels
+        monkeypatch.setattr(engine._runner, "pixels", self._gated)
 
     def _gated(self, image: ImageInput) -> Tensor:
         self.begun.append(image.digest)
         self.waiting.release()
         assert self._through.acquire(timeout=30)
-        return self._encode(image)
+        return self._pixels(image)
 
     async def wait(self) -> None:
         assert await asyncio.to_thread(self.waiting.acquire, timeout=30)

@@ -10,12 +10,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from m3_backend import wire
 from m3_backend.breaker import CircuitBreaker
 from m3_backend.errors import InvalidImageError
-from m3_backend.feature_cache import FeatureCache, FeatureSource
+from m3_backend.feature_cache import Encoded, FeatureCache, FeatureSource
 from m3_backend.scales import ScaleLadder
 from m3_backend.vision import pool
 from tests.conftest import RedisServer
@@ -42,10 +41,10 @@ class Tower:
         self.runs = 0
         self._clock = clock
 
-    def __call__(self) -> Tensor:
+    def __call__(self) -> Encoded:
         self.runs += 1
-        self._clock.now += 0.2
-        return FULL
+        self._clock.now += 0.3
+        return Encoded(FULL, 200.0)
 
 
 class ManualClock:
@@ -104,30 +103,6 @@ def test_times_are_told_apart(new_cache: NewCache, tower: Tower) -> None:
     assert lookup.fetch_ms == 0
 
 
-def test_images_are_encoded_one_at_a_time_and_the_wait_is_not_encoding(
-    new_cache: NewCache, tower: Tower, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Busy:
-        held = False
-
-        def __enter__(self) -> None:
-            clock.now += 5
-            self.held = True
-
-        def __exit__(self, *_: object) -> None:
-            self.held = False
-
-    def encode() -> Tensor:
-        assert lock.held
-        return tower()
-
-    cache, lock = new_cache(), Busy()
-    monkeypatch.setattr(cache, "_tower", lock)
-    lookup = cache.get(SOURCE, 9, encode)
-    assert (lookup.fetch_ms, lookup.encode_ms) == (0, pytest.approx(200))
-    assert not lock.held and clock.now == pytest.approx(5.2)
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -170,11 +145,11 @@ def test_ten_waiters_share_one_encoding(new_cache: NewCache, memory: int) -> Non
     encoding, release = threading.Event(), threading.Event()
     runs = []
 
-    def slow() -> Tensor:
+    def slow() -> Encoded:
         runs.append(1)
         encoding.set()
         assert release.wait(30)
-        return FULL
+        return Encoded(FULL, 200.0)
 
     with ThreadPoolExecutor(10) as threads:
         first = threads.submit(cache.get, SOURCE, 144, slow)
@@ -192,7 +167,7 @@ def test_ten_waiters_share_one_encoding(new_cache: NewCache, memory: int) -> Non
 def test_a_failed_encoding_is_not_remembered(new_cache: NewCache, tower: Tower) -> None:
     cache = new_cache()
 
-    def broken() -> Tensor:
+    def broken() -> Encoded:
         raise InvalidImageError("broken")
 
     with pytest.raises(InvalidImageError):
@@ -230,7 +205,7 @@ def test_what_is_quicker_to_compute_than_to_fetch_stays_at_home(
     new_cache: NewCache, redis_server: RedisServer
 ) -> None:
     cache = new_cache(redis_server.url)
-    cache.get(SOURCE, 9, lambda: FULL)  # takes no time on the test's clock
+    cache.get(SOURCE, 9, lambda: Encoded(FULL, 0.0))
     cache.flush()
     assert redis_server.client().dbsize() == 0
 

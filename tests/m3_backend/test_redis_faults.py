@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from m3_backend.feature_cache import FeatureCache, FeatureSource, Lookup
+from m3_backend.feature_cache import Encoded, FeatureCache, FeatureSource, Lookup
 from m3_backend.redis_store import RedisStore, StoreUnavailableError
 from m3_backend.scales import ScaleLadder
 from m3_backend.vision import pool
@@ -78,9 +77,9 @@ def lookup(
         settled: wait for what is written behind its back.
     """
 
-    def encode() -> Tensor:
+    def encode() -> Encoded:
         clock.skip(0.2)
-        return FULL
+        return Encoded(FULL, 200.0)
 
     began = time.perf_counter()
     found = cache.get(replace(SOURCE, image=image * 64), 36, encode)

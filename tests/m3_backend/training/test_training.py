@@ -18,7 +18,6 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 from m3_backend.scales import M3_SCALES
 from m3_backend.training import train as training
 from m3_backend.training.alignment import WordAlignment
-from m3_backend.training.attention import plain_attention
 from m3_backend.training.batches import NOT_WANTED, Batches, pack
 from m3_backend.training.evaluate import Answer, as_markdown, tabulate
 from m3_backend.training.model import TinyLlava, build_tokenizer
@@ -220,15 +219,6 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 4  # one process writes
     assert (tmp_path / "checkpoint" / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize("length", [1, 7])
-def test_plain_attention_is_attention(length: int) -> None:
-    query, key, value = torch.randn(3, 2, 4, length, 8)
-    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
-    got, _ = plain_attention(torch.nn.Identity(), query, key, value, mask, scaling=8**-0.5)
-    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    torch.testing.assert_close(got, expected.transpose(1, 2))
 
 
 def test_a_run_goes_on_with_another_tokenizer(trained: Run, tmp_path: Path) -> None:
