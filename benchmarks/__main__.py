@@ -19,6 +19,7 @@ from benchmarks import (
     overload,
     routing,
     serve,
+    watching,
 )
 
 BENCHMARKS = {
@@ -27,6 +28,7 @@ BENCHMARKS = {
     "models": models.run,
     "routing": routing.run,
     "observing": observing.run,
+    "watching": watching.run,
     "analyze": analyze.run,
     "first_answer": first_answer.run,
     "overload": overload.run,
