@@ -42,6 +42,10 @@ def replay(
     since: Annotated[
         str | None, typer.Option(help="Only the last so many hours or days: 12h, 7d.")
     ] = None,
+    most: Annotated[
+        int,
+        typer.Option(min=1, help="Requests to count; of more, a sample, and all with a label."),
+    ] = 200_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """What a predictor would have chosen of the recorded traffic: scales, tokens, estimated cost
@@ -75,7 +79,7 @@ def replay(
         name = observed
         per_token_ms = milliseconds_a_token(store, None, begin)
         decider = by_observer(None if observed == "any" else observed, None)
-    result = run(store, decider, since=begin, per_token_ms=per_token_ms, broken=_told)
+    result = run(store, decider, since=begin, per_token_ms=per_token_ms, most=most, broken=_told)
     if as_json:
         print(json.dumps({"predictor": name, **asdict(result)}))
     else:

@@ -25,7 +25,7 @@ from predictor.clustered import Clusters, Estimate
 from predictor.features import extract_recorded
 from predictor.label_records import UNIFORM
 from predictor.query_features import QuestionFeatures
-from predictor.record_store import LABELS, REQUESTS, RecordStore
+from predictor.record_store import LABELS, REQUESTS, RecordStore, hashes_of
 from predictor.records import AGREES_FROM
 from predictor.routing_records import IMAGE_FEATURES, QUESTION_FEATURES
 from router.policy import Decision, ImageCase, Limits, Reason, decide
@@ -73,7 +73,7 @@ class Replayed:
     """What came of it.
 
     Args:
-        requests: that both have decided.
+        requests: that both have decided, of those that were counted.
         left_out: others, by why.
         changed: share of requests that would have got other scales.
         regret_difference: the candidate's less the served one's, on the same labels.
@@ -170,8 +170,8 @@ def replay(
     *,
     since: datetime | None = None,
     per_token_ms: float | None = None,
+    most: int = 200_000,
     broken: Callable[[str], None] = lambda name: None,
-    progress: Callable[[int], None] = lambda count: None,
 ) -> Replayed:
     """Compares decisions with what was served.
 
@@ -180,15 +180,21 @@ def replay(
     Args:
         since: of the requests' arrival.
         per_token_ms: for costs.
+        most: requests that are counted, more or less, chosen by their names; those with a label are
+            all looked at.
         broken: told the name of each file that cannot be read.
-        progress: told the number of records after each batch.
     """
     labels = dict(_labels(store, since, broken))
     tally = _Tally(labels, per_token_ms)
+    stored = store.rows(REQUESTS, since=since)
+    largest = np.uint64(min(most / max(stored, 1), 1.0) * (2**64 - 1))
     for table in store.read(REQUESTS, columns=COLUMNS, since=since, broken=broken):
-        for row, choice in decider(table):
-            tally.add(row, choice)
-        progress(len(table))
+        names = table["request_id"]
+        counted = hashes_of(names) <= largest if most < stored else np.ones(len(table), dtype=bool)
+        wanted = counted | np.array([name in labels for name in names.to_pylist()], dtype=bool)
+        decided = decider(table.filter(pa.array(wanted)))
+        for (row, choice), counts in zip(decided, counted[wanted], strict=True):
+            tally.add(row, choice, counts=bool(counts))
     return tally.result()
 
 
@@ -225,14 +231,21 @@ class _Tally:
         self._scales: list[Counter[int]] = [Counter(), Counter()]
         self._judged: list[tuple[_Label, float, float]] = []
 
-    def add(self, row: dict[str, Any], choice: Choice | str) -> None:
+    def add(self, row: dict[str, Any], choice: Choice | str, *, counts: bool) -> None:
         if isinstance(choice, str):
-            self._left_out[choice] += 1
+            self._left_out[choice] += counts
             return
         served = Choice(
             tuple(image["scale"] for image in row["images"]),
             sum(image["tokens"] for image in row["images"]),
         )
+        if counts:
+            self._count(row, served, choice)
+        label = self._labels.get(row["request_id"])
+        if label is not None and len(served.scales) == 1:
+            self._judged.append((label, label.lost(served.scales), label.lost(choice.scales)))
+
+    def _count(self, row: dict[str, Any], served: Choice, choice: Choice) -> None:
         self._requests += 1
         self._changed += served.scales != choice.scales
         for at, each in enumerate((served, choice)):
@@ -243,9 +256,6 @@ class _Tally:
             self._costs[0] += row["cost_ms"]
             self._costs[1] += row["cost_ms"] + more_ms
             self._costed += 1
-        label = self._labels.get(row["request_id"])
-        if label is not None and len(served.scales) == 1:
-            self._judged.append((label, label.lost(served.scales), label.lost(choice.scales)))
 
     def result(self) -> Replayed:
         labels = [label for label, _, _ in self._judged]

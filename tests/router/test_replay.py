@@ -190,6 +190,15 @@ async def test_what_an_observer_decided_is_summed_up_alike(
     assert other.left_out == {"not answered": 1, "not observed": COUNT}
 
 
+def test_of_many_requests_a_sample_is_counted_and_every_label(
+    traffic: list[Trace], store: RecordStore, artifact: Artifact
+) -> None:
+    everything = run(store, artifact)
+    few = replay(store, by_artifact(artifact, None), most=10)
+    assert 0 < few.requests < COUNT / 2
+    assert (few.labels, few.served.regret) == (everything.labels, everything.served.regret)
+
+
 def test_what_cannot_be_replayed_is_counted_by_why(
     traffic: list[Trace], artifact: Artifact, tmp_path: Path
 ) -> None:
