@@ -65,7 +65,10 @@ class HeldAnswers:
     def _exchange(self, own: str, value: str, other: str) -> Any:
         self._redis.set(own, value, px=self._ttl_ms)
         found: Any = self._redis.get(other)
-        return None if found is None else json.loads(found)
+        try:
+            return None if found is None else json.loads(found)
+        except ValueError:  # whoever wrote that, it is not what the other side says
+            return None
 
     def _label(self, label: bytes, found: Sequence[str], right: Sequence[str]) -> bool:
         return self._append([with_correctness(label, [each in right for each in found])]) == 1

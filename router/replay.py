@@ -187,10 +187,10 @@ def replay(
     labels = dict(_labels(store, since, broken))
     tally = _Tally(labels, per_token_ms)
     stored = store.rows(REQUESTS, since=since)
-    largest = np.uint64(min(most / max(stored, 1), 1.0) * (2**64 - 1))
+    below = most / max(stored, 1) * 2.0**64
     for table in store.read(REQUESTS, columns=COLUMNS, since=since, broken=broken):
         names = table["request_id"]
-        counted = hashes_of(names) <= largest if most < stored else np.ones(len(table), dtype=bool)
+        counted = hashes_of(names) < below if most < stored else np.ones(len(table), dtype=bool)
         wanted = counted | np.array([name in labels for name in names.to_pylist()], dtype=bool)
         decided = decider(table.filter(pa.array(wanted)))
         for (row, choice), counts in zip(decided, counted[wanted], strict=True):
