@@ -20,6 +20,7 @@ from benchmarks import (
     routing,
     serve,
     shapes,
+    watching,
 )
 
 BENCHMARKS = {
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "models": models.run,
     "routing": routing.run,
     "observing": observing.run,
+    "watching": watching.run,
     "analyze": analyze.run,
     "first_answer": first_answer.run,
     "overload": overload.run,

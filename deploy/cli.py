@@ -21,12 +21,14 @@ import yaml
 from rich.console import Console
 
 from deploy.analyze import analyze
+from deploy.feedback_command import feedback
 from deploy.keys import app as keys
 from deploy.label import label
 from deploy.offline import evaluate, train_predictor
 from deploy.options import ConfigFile, Settings, configuration
 from deploy.predictor_commands import app as predictors
 from deploy.printing import print_decision, print_report, print_timings
+from deploy.replay import replay
 from deploy.report import report
 from deploy.retrain import retrain
 
@@ -287,7 +289,16 @@ def version(as_json: AsJson = False) -> None:
         print(f"{name} {number}")
 
 
-for command in (label, analyze, train_predictor, evaluate, retrain, report):
+for command in (
+    label,
+    analyze,
+    train_predictor,
+    evaluate,
+    retrain,
+    replay,
+    feedback,
+    report,
+):
     app.command()(command)
 app.add_typer(keys, name="keys")
 app.add_typer(predictors, name="predictors")

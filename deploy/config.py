@@ -272,12 +272,17 @@ class Config(Section):
             else the artefact that ships with the checkpoint, if there is one; "none" does without
             (every request goes to the finest scale); else the folder of a registry or of an
             artefact, which must be sound and made for this very checkpoint, or nothing starts.
+        observe: a predictor that watches beside the one that serves, where records are kept: what
+            it would have decided is recorded, and not used. "auto" is the version that `m3-router
+            predictors observe` names in the registry of `predictor`, "none" is none; else a version
+            of that registry, or the folder of an artefact. It may change while the service runs.
         log_level: from which level on the log is written; "info" is one line per request, "debug"
             also quotes what an unforeseen exception said, which may hold what was asked.
     """
 
     model: ModelConfig = ModelConfig()
     predictor: str = "auto"
+    observe: str = "auto"
     cache: CacheConfig = CacheConfig()
     records: RecordsConfig = RecordsConfig()
     dashboard: DashboardConfig = DashboardConfig()
@@ -403,6 +408,11 @@ class Config(Section):
     def shadow_labels(self) -> bool:
         """Whether requests are drawn for shadow labels."""
         return self.records_store is not None and self.router.shadow.uniform_share > 0
+
+    @property
+    def takes_feedback(self) -> bool:
+        """Whether callers may say what they think of answers."""
+        return self.records_store is not None and self.router.feedback.window_s > 0
 
     def with_changes(self, changes: Mapping[str, Any]) -> Config:
         """A copy with dotted keys replaced, e.g. {"serve.port": 8001}. Raises ConfigError."""

@@ -256,6 +256,28 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
         ),
     ),
+    (
+        "What callers and another predictor say",
+        (
+            Panel(
+                "Judged answers that were right, by scale",
+                (
+                    (
+                        'sum by (scale) (increase(m3_feedback_total{verdict="right"}[1d])) / '
+                        "sum by (scale) (increase(m3_feedback_total[1d]))",
+                        "{{scale}}",
+                    ),
+                ),
+                "percentunit",
+            ),
+            Panel(
+                "Images by what the predictor that watches would have chosen",
+                ((f"sum by (observed) ({rate('m3_observed_images_total')})", "{{observed}}"),),
+                "reqps",
+                stack=True,
+            ),
+        ),
+    ),
 )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,9 +15,10 @@ from ray.serve.handle import DeploymentHandle
 from deploy import logs
 from deploy.announcement import EXAMPLES
 from deploy.config import Config
+from deploy.feedback import open_feedback, open_receipting
 from deploy.metrics import AllIngresses, Exposed, RecorderMetrics, ReplicaMetrics, ShadowMetrics
 from deploy.pools import open_backend
-from deploy.predictors import watch_predictor
+from deploy.predictors import watch_observed, watch_predictor
 from deploy.recorder import RecorderStats, open_stream
 from deploy.shadow import open_queue
 from predictor.record_store import REQUESTS
@@ -27,6 +27,7 @@ from router.admission import Admission
 from router.dashboard.looks import Looked
 from router.draws import Draws, is_drawn, order_of
 from router.http import build_app
+from router.observing import Observer
 from router.pools import PoolLoads
 from router.recording import Outbox, Recording
 from router.service import RoutingService
@@ -86,11 +87,17 @@ class Ingress:
             self._backend, predictor, config.router, admission=admission, draws=draws, pools=pools
         )
         replicas = ReplicaMetrics(self._backend.stats)
-        recording = self._recording = open_recording(config, self._name)
+        observed = watch_observed(config, info)
+        observer = None if observed is None else Observer()
+        if observer is not None and observed is not None:
+            observer.use(observed.predictor, refused=observed.refused)
+        recording = self._recording = open_recording(config, self._name, observer)
         drawing = open_drawing(config)
-        followers = [tracing, recording, drawing]
+        followers = [tracing, recording, drawing, open_receipting(config)]
         self._telemetry = telemetry = Telemetry({"ingress": self._name}, followers)
         recorders = RecorderMetrics(self._ask_recorders)
+        if observer is not None:
+            telemetry.observed.now = lambda: observer.observations
         if recording is not None:
             telemetry.records.now = lambda: recording.counts
             telemetry.registry.register(recorders)
@@ -100,6 +107,12 @@ class Ingress:
         everyone = AllIngresses(telemetry.exposed, self._ask_ingresses, self._name)
         telemetry.show_instead(everyone)
         telemetry.registry.register(replicas)
+
+        async def background() -> None:
+            followed = [] if watch is None else [watch.keep(service)]
+            if observer is not None and observed is not None:
+                followed.append(observed.keep(observer))
+            await asyncio.gather(*followed)
 
         async def before_scrape() -> None:
             asked = [replicas.refresh(), everyone.refresh()]
@@ -125,9 +138,10 @@ class Ingress:
             telemetry,
             access=access,
             before_scrape=before_scrape,
-            background=None if watch is None else partial(watch.keep, service),
+            background=background,
             examples=EXAMPLES,
             records=None if self._dashboard is None else self._look,
+            feedback=open_feedback(config),
         )
 
     async def stop(self) -> int:
@@ -161,7 +175,9 @@ class Ingress:
         return dict(await ingresses.broadcast("exposed").results_async())
 
 
-def open_recording(config: Config, ingress: str) -> Recording | None:
+def open_recording(
+    config: Config, ingress: str, observer: Observer | None = None
+) -> Recording | None:
     """What keeps a record of every request of this ingress; None if none are kept."""
     if config.records_store is None:
         return None
@@ -170,6 +186,7 @@ def open_recording(config: Config, ingress: str) -> Recording | None:
         ingress=ingress,
         buffer=config.records.buffer,
         questions=config.records.questions,
+        observer=observer,
     )
 
 

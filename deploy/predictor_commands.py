@@ -48,7 +48,7 @@ def list_(registry: Folder = None, as_json: AsJson = False) -> None:
         metrics = version.manifest["metrics"]
         table.add_row(
             version.version,
-            "serves" if version.serves else "",
+            "serves" if version.serves else "watches" if version.watches else "",
             version.manifest["model"],
             version.created[:16],
             f"{metrics.get('train_samples', float('nan')):,.0f}",
@@ -97,6 +97,24 @@ def promote(name: Name, registry: Folder = None, reason: Reason = "by hand") -> 
     """Let a version serve."""
     event = _open(registry).promote(name, reason)
     print(f"{event.version} serves, in place of {event.before or 'none'}.")
+
+
+@app.command()
+def observe(
+    name: Annotated[str, typer.Argument(help="A version, or its beginning; `none` ends it.")],
+    registry: Folder = None,
+) -> None:
+    """Let a version watch beside the one that serves: what it would have decided is recorded.
+
+    `m3-router replay --observed VERSION` sums it up.
+    """
+    opened = _open(registry)
+    if name == "none":
+        for model in opened.models():
+            opened.observe_none(model)
+        print("None watches.")
+        return
+    print(f"{opened.observe(name).version} watches.")
 
 
 @app.command()
@@ -157,6 +175,7 @@ def _row(version: Version) -> dict[str, Any]:
     return {
         "version": version.version,
         "serves": version.serves,
+        "watches": version.watches,
         "model": version.manifest["model"],
         "model_identity": version.model_identity,
         "created": version.created,

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import predictor
 from deploy.config import Config, state_folder
+from m3_backend.errors import ServiceError
 from m3_backend.messages import ModelInfo
-from predictor.errors import ArtifactError
+from predictor.errors import ArtifactError, RegistryError
 from predictor.predictor import Predictor
 from predictor.registry import Registry, is_registry
 from router.reload import PredictorWatch
@@ -58,7 +59,10 @@ def signature(config: Config, model: ModelInfo) -> object:
     Raises:
         OSError: it is not there.
     """
-    folder = find_artifact(config, model)
+    return _signature(find_artifact(config, model))
+
+
+def _signature(folder: Path | None) -> object:
     if folder is None:
         return None
     files = ((file.name, file.stat()) for file in folder.iterdir())
@@ -82,7 +86,10 @@ def open_predictor(config: Config, model: ModelInfo) -> Predictor | None:
     Raises:
         ArtifactError: it is missing, broken, or was made for another model.
     """
-    folder = find_artifact(config, model)
+    return _opened(find_artifact(config, model), model)
+
+
+def _opened(folder: Path | None, model: ModelInfo) -> Predictor | None:
     if folder is None:
         return None
     # A link is followed once: it may be switched while the files are read.
@@ -91,7 +98,7 @@ def open_predictor(config: Config, model: ModelInfo) -> Predictor | None:
     return loaded
 
 
-def watch_predictor(config: Config, model: ModelInfo) -> PredictorWatch | None:
+def watch_predictor(config: Config, model: ModelInfo) -> PredictorWatch[Predictor] | None:
     """The configured predictor and what may follow it, or None to do without for good.
 
     Raises:
@@ -115,3 +122,48 @@ def watch_predictor(config: Config, model: ModelInfo) -> PredictorWatch | None:
         if instead is not None:
             instead.require_model(model)
         return PredictorWatch(read, seen, instead=lambda: instead)
+
+
+def find_named(name: str, registry: Registry | None) -> Path:
+    """The folder of an artefact, by its path or as a version of a registry.
+
+    Raises:
+        RegistryError: it is neither, or more than one version begins so.
+    """
+    if registry is None or Path(name).is_dir():
+        return Path(name)
+    return registry.find(name).folder
+
+
+def watch_observed(config: Config, model: ModelInfo) -> PredictorWatch[Predictor] | None:
+    """The predictor that is to watch beside the one that serves; None to do without for good.
+
+    One that cannot be used is told in the log, and stops nothing.
+    """
+    if config.observe == "none" or config.records_store is None:
+        return None
+    registry = registry_of(config)
+    if config.observe == "auto" and registry is None:
+        return None
+
+    def folder() -> Path | None:
+        if config.observe != "auto":
+            return find_named(config.observe, registry)
+        assert registry is not None
+        link = registry.observed_link(model.identity)
+        return link if link.is_symlink() else None
+
+    def seen() -> object:
+        try:
+            return _signature(folder())
+        except RegistryError:  # it may come yet
+            return None
+
+    def read() -> Predictor | None:
+        return _opened(folder(), model)
+
+    try:
+        return PredictorWatch(read, seen)
+    except ServiceError as error:
+        logger.error("the predictor that is to watch cannot be used: %s", error)
+        return PredictorWatch(read, seen, instead=lambda: None)

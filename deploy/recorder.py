@@ -16,7 +16,14 @@ from datetime import UTC, datetime, timedelta
 import redis
 
 from deploy.config import Config
-from predictor.record_store import LABELS, REQUESTS, Kind, RecordStore
+from predictor.record_store import (
+    CORRECTNESS,
+    FEEDBACK,
+    LABELS,
+    REQUESTS,
+    Kind,
+    RecordStore,
+)
 from predictor.regret import Estimate, RegretLedger
 from router.record_stream import RecordStream
 
@@ -26,7 +33,7 @@ logger = logging.getLogger("m3_router.records")
 ABANDONED_MS = 60_000
 COMPACT_EVERY_S = 600.0
 STREAM_TIMEOUT_S = 5.0
-KINDS = (REQUESTS, LABELS)
+KINDS = (REQUESTS, LABELS, FEEDBACK, CORRECTNESS)
 _LONGEST_PAUSE_S = 30.0
 
 

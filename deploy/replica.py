@@ -12,6 +12,7 @@ from ray import serve
 
 from deploy import logs
 from deploy.config import Config
+from deploy.feedback import open_held_answers
 from deploy.recorder import open_stream
 from deploy.shadow import ShadowLabeller, ShadowStats, open_queue
 from m3_backend.errors import ServiceError
@@ -50,6 +51,7 @@ class M3Replica:
                 self._idle,
                 config.router.shadow,
                 replica=self._name,
+                held=open_held_answers(config),
             )
             arguments = (self._stopping,)
             threading.Thread(target=self._shadow.run, args=arguments, daemon=True).start()

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from deploy.config import state_folder
 from deploy.offline import progress_bars
 
 if TYPE_CHECKING:
+    from predictor.records import Target
     from predictor.retrain import Result
     from predictor.samples import Samples
 
@@ -36,6 +37,13 @@ def retrain(
     outcomes_weight: Annotated[
         float, typer.Option(min=0, help="How heavy each of those counts beside a label.")
     ] = 1.0,
+    target: Annotated[
+        str,
+        typer.Option(
+            help="What counts as success: `agreement` with the finest scale, or `correctness`, by "
+            "labels of which feedback said the right answer, and by outcomes with ground truth."
+        ),
+    ] = "agreement",
     no_records: Annotated[bool, typer.Option(help="Learn from outcomes only.")] = False,
     regression: Annotated[
         Path | None,
@@ -53,6 +61,12 @@ def retrain(
     most: Annotated[int, typer.Option(min=1, help="Most labels in memory.")] = 200_000,
     seed: Annotated[int, typer.Option(help="The same data and seed give the same version.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Judge it, but do not let it serve.")] = False,
+    refusal_ok: Annotated[
+        bool,
+        typer.Option(
+            "--refusal-ok", help="Exit status 0 also where it was refused, for schedules."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Learn from the labels of the traffic; serve the result only if it is better.
@@ -67,6 +81,7 @@ def retrain(
         since_of(since),
         outcomes or [],
         outcomes_weight,
+        target_of(target),
         model,
         most,
         seed,
@@ -83,7 +98,7 @@ def retrain(
             progress=progress,
         )
     _tell(result, as_json=as_json)
-    raise typer.Exit(1 if result.reasons else 0)
+    raise typer.Exit(1 if result.reasons and not refusal_ok else 0)
 
 
 def since_of(window: str | None) -> datetime | None:
@@ -97,11 +112,21 @@ def since_of(window: str | None) -> datetime | None:
     return datetime.now(UTC) - timedelta(hours=hours)
 
 
+def target_of(name: str) -> Target:
+    """What counts as success. Raises typer.BadParameter."""
+    if name == "agreement":
+        return "agreement"
+    if name == "correctness":
+        return "correctness"
+    raise typer.BadParameter(f"--target {name}: agreement or correctness")
+
+
 def _samples(
     records: str | None,
     since: datetime | None,
     outcomes: list[Path],
     weight: float,
+    target: Target,
     model: str | None,
     most: int,
     seed: int,
@@ -113,15 +138,17 @@ def _samples(
     parts = []
     if records is not None:
         store = RecordStore(records)
-        labels = of_labels(store, model_identity=model, since=since, most=most, seed=seed)
+        labels = of_labels(
+            store, target=target, model_identity=model, since=since, most=most, seed=seed
+        )
         parts.append((labels, 1.0))
-    parts += [(_of_table(path, "agreement"), weight) for path in outcomes]
+    parts += [(_of_table(path, target), weight) for path in outcomes]
     if not parts:
         raise OutcomesError("Nothing to learn from: name --outcomes with --no-records.")
     return mixed(parts)
 
 
-def _of_table(path: Path, target: Any) -> Samples:
+def _of_table(path: Path, target: Target) -> Samples:
     from predictor.image_table import read_image_table, table_beside  # noqa: PLC0415
     from predictor.records import read_outcomes  # noqa: PLC0415
     from predictor.samples import of_outcomes  # noqa: PLC0415
@@ -134,6 +161,10 @@ def _shipped(samples: Samples) -> Path | None:
 
     folder = PACKAGED / samples.source.model
     return folder if Path(samples.source.model).name == samples.source.model else None
+
+
+def _told_gap(closed: float | None) -> str:
+    return "none there" if closed is None else f"{closed:.3f}"
 
 
 def _tell(result: Result, *, as_json: bool) -> None:
@@ -157,7 +188,8 @@ def _tell(result: Result, *, as_json: bool) -> None:
         if standing is not None:
             print(
                 f"{name:>9}: {standing.tokens_at_regret:.1f} tokens at equal regret; at its own "
-                f"price {standing.tokens:.1f} tokens, regret {standing.regret:.4f}; "
+                f"price {standing.tokens:.1f} tokens, regret {standing.regret:.4f}; oracle gap "
+                f"closed {_told_gap(standing.gap_closed)}; "
                 f"calibration error {standing.calibration_error:.4f}"
             )
     for reason in result.reasons:

@@ -18,6 +18,7 @@ from predictor.label_records import encode
 from predictor.records import agreement_share
 from router.config import ShadowConfig
 from router.draws import Order, read_order
+from router.held_answers import HeldAnswers
 from router.record_stream import Entry, RecordStream
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Scores(Protocol):
         *,
         max_tokens: int,
         may_go_on: Callable[[], bool] = ...,
+        texts: bool = ...,
     ) -> tuple[ScaleScore, ...]: ...
 
 
@@ -68,6 +70,7 @@ class ShadowLabeller:
         scores: what every scale makes of a request.
         idle: whether nobody waits for an answer just now.
         replica: this replica's name, unique.
+        held: keeps what every scale answered, for feedback; None keeps nothing.
         clock: seconds, monotonic, for the budget.
         wall: Unix time, seconds.
     """
@@ -81,11 +84,12 @@ class ShadowLabeller:
         config: ShadowConfig,
         *,
         replica: str,
+        held: HeldAnswers | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._queue, self._append, self._scores, self._idle = queue, append, scores, idle
-        self._config, self._replica = config, replica
+        self._config, self._replica, self._held = config, replica, held
         self._clock, self._wall = clock, wall
         self._saved_s, self._saved_at = 0.0, clock()
         self._outcomes: Counter[tuple[Outcome, Load]] = Counter()
@@ -130,11 +134,17 @@ class ShadowLabeller:
         outcome: Outcome = "labelled"
         try:
             scores = self._scores(
-                order.request, max_tokens=self._config.max_tokens, may_go_on=self._idle
+                order.request,
+                max_tokens=self._config.max_tokens,
+                may_go_on=self._idle,
+                texts=self._held is not None,
             )
-            took_s = self._clock() - began_s
-            if not self._append([encode(self._label(order, scores, took_s))]):
+            label = encode(self._label(order, scores, self._clock() - began_s))
+            if not self._append([label]):
                 return False  # the stream is full; it stays in the queue
+            if self._held is not None:
+                texts = [score.text or "" for score in scores]
+                self._held.answered(order.request.request_id, label, texts)
         except NotNowError:
             self._interrupted += 1
             return False

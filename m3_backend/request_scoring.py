@@ -2,7 +2,8 @@
 
 The finest scale answers greedily; every coarser one is given that answer by teacher forcing, in
 one prefill. Its greedy answer is the same exactly if the argmax at every position is the finest's
-token. Works beside the engine on the same weights, with KV memory of its own.
+token; what it says by itself is decoded, from the first difference on, only where that is asked
+for. Works beside the engine on the same weights, with KV memory of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m3_backend.answer_text import SEPARATOR
 from m3_backend.errors import FeaturesGoneError, NotNowError
 from m3_backend.job import Work
 from m3_backend.kv_cache import Span
@@ -31,12 +33,14 @@ class ScaleScore:
         image_tokens: in the prompt.
         matches: per token of that answer, whether it is the argmax given those before it.
         logprob: natural log-probability of the whole answer.
+        text: this scale's own greedy answer; None unless it was asked for.
     """
 
     scale: int
     image_tokens: int
     matches: tuple[bool, ...]
     logprob: float
+    text: str | None = None
 
 
 class RequestScorer:
@@ -59,6 +63,7 @@ class RequestScorer:
         *,
         max_tokens: int,
         may_go_on: Callable[[], bool] = lambda: True,
+        texts: bool = False,
     ) -> tuple[ScaleScore, ...]:
         """Of every scale, coarse to fine.
 
@@ -66,6 +71,8 @@ class RequestScorer:
             request: about one image; its scale, sampling and deadline do not matter.
             max_tokens: of the finest scale's answer.
             may_go_on: asked before each scale and each token.
+            texts: also find what each scale answers by itself, which takes decoding where it is
+                not what the finest says.
 
         Raises:
             FeaturesGoneError, NotNowError: see there.
@@ -90,38 +97,61 @@ class RequestScorer:
 
         prompt, tokens, room = at(ladder.finest)
         embedded = self._runner.embed(prompt, request.images, [features[ladder.finest]])
-        answer, logprob = self._answer(embedded, min(max_tokens, room), may_go_on)
-        whole = ScaleScore(ladder.finest, tokens, (True,) * len(answer), logprob)
+        most = min(max_tokens, room)
+        answer, logprob = self._answer(embedded, most, may_go_on)
+        text = self._text(answer) if texts else None
+        whole = ScaleScore(ladder.finest, tokens, (True,) * len(answer), logprob, text)
         coarser = []
         for scale in ladder.scales[:-1]:
             prompt, tokens, _ = at(scale)
             embedded = self._runner.embed(prompt, request.images, [features[scale]])
-            matches, logprob = self._forced(embedded, answer)
-            coarser.append(ScaleScore(scale, tokens, matches, logprob))
+            best, logprob = self._forced(embedded, answer)
+            matches = tuple(a == b for a, b in zip(best, answer, strict=True))
+            text = None
+            if texts:
+                own = best[: matches.index(False) + 1] if False in matches else answer.copy()
+                self._go_on(len(embedded), own, most, may_go_on)
+                text = self._text(own)
+            coarser.append(ScaleScore(scale, tokens, matches, logprob, text))
         return (*coarser, whole)
+
+    def _text(self, answer: list[int]) -> str:
+        assert self._checkpoint.tokenizer is not None  # it has made the prompt
+        return self._checkpoint.tokenizer.decode(answer).removeprefix(SEPARATOR)
 
     def _answer(
         self, prompt: Tensor, most: int, may_go_on: Callable[[], bool]
     ) -> tuple[list[int], float]:
         """The greedy answer, which ends with the end-of-sequence token unless it is cut off."""
-        answer: list[int] = []
-        total = 0.0
         logits = self._runner.prefill([Span(self._rows, 0, len(prompt))], [prompt])
-        while True:
+        best = logits[0].log_softmax(-1).max(dim=-1)
+        answer = [int(best.indices)]
+        return answer, float(best.values) + self._go_on(len(prompt), answer, most, may_go_on)
+
+    def _go_on(
+        self, start: int, answer: list[int], most: int, may_go_on: Callable[[], bool]
+    ) -> float:
+        """Adds the tokens that are still to come; gives their log-probability.
+
+        Args:
+            start: tokens of the prompt, which are in KV memory with all of the answer but its last.
+        """
+        total = 0.0
+        while answer[-1] not in self._checkpoint.eos and len(answer) < most:
+            if not may_go_on():
+                raise NotNowError("Requests are waiting.")
+            held = start + len(answer) - 1
+            logits = self._runner.decode([Span(self._rows, held, 1)], [answer[-1]])
             best = logits[0].log_softmax(-1).max(dim=-1)
             answer.append(int(best.indices))
             total += float(best.values)
-            if answer[-1] in self._checkpoint.eos or len(answer) >= most:
-                return answer, total
-            if not may_go_on():
-                raise NotNowError("Requests are waiting.")
-            held = len(prompt) + len(answer) - 1
-            logits = self._runner.decode([Span(self._rows, held, 1)], [answer[-1]])
+        return total
 
-    def _forced(self, prompt: Tensor, answer: list[int]) -> tuple[tuple[bool, ...], float]:
+    def _forced(self, prompt: Tensor, answer: list[int]) -> tuple[list[int], float]:
+        """The likeliest token at each position of an answer, and the answer's log-probability."""
         given = torch.cat((prompt, self._runner.embed_tokens(answer[:-1])))
         (hidden,) = self._runner.hidden([Span(self._rows, 0, len(given))], [given])
         logprobs = self._runner.logits(hidden[-len(answer) :]).log_softmax(-1)
         tokens = torch.tensor(answer, device=logprobs.device)
-        matches = tuple((logprobs.argmax(-1) == tokens).tolist())
-        return matches, float(logprobs.gather(1, tokens[:, None]).sum())
+        best = [int(token) for token in logprobs.argmax(-1).tolist()]
+        return best, float(logprobs.gather(1, tokens[:, None]).sum())

@@ -28,7 +28,7 @@ class Totals:
     """Sums per picture, from which any resampling of pictures follows by one matrix product.
 
     Args:
-        samples: I questions of each picture.
+        samples: I questions of each picture, each counting by its weight.
         paid, right: I×T sums of a policy's cost and successes.
     """
 
@@ -37,11 +37,15 @@ class Totals:
     right: Floats
 
     @classmethod
-    def of(cls, pictures: Clusters, paid: Floats, right: NDArray[np.bool_]) -> Totals:
+    def of(
+        cls, pictures: Clusters, paid: Floats, right: NDArray[np.bool_], counting: Floats
+    ) -> Totals:
+        """Sums over N samples that count by N weights."""
+        each = counting[:, None]
         return cls(
-            _per_picture(pictures, np.ones((len(pictures.index), 1)))[:, 0],
-            _per_picture(pictures, paid),
-            _per_picture(pictures, right.astype(np.float64)),
+            _per_picture(pictures, each)[:, 0],
+            _per_picture(pictures, paid * each),
+            _per_picture(pictures, right * each),
         )
 
     def points(self, weights: Floats) -> tuple[Floats, Floats]:
@@ -116,12 +120,31 @@ def weighted_gaps(
 
     None where there is no gap at any cost.
     """
-    alone = Clusters(np.arange(len(right)), len(right))
-    means = {
-        policy.name: float(_mean(closed)[0])
-        for policy, _, closed in _closed(policies, right, cost, alone, weights[None], COSTS)
-    }
+    everyone = Clusters(np.arange(len(right)), len(right))
+    once = np.ones((1, len(right)))
+    drawn = drawn_gaps(policies, right, cost, everyone, once, weights)
+    means = {name: float(each[0]) for name, each in drawn}
     return {name: mean if np.isfinite(mean) else None for name, mean in means.items()}
+
+
+def drawn_gaps(
+    policies: Sequence[Policy],
+    right: NDArray[np.bool_],
+    cost: Floats,
+    pictures: Clusters,
+    times: Floats,
+    counting: Floats,
+) -> Iterator[tuple[str, Floats]]:
+    """Mean oracle gap closed over `COSTS`, of each policy by its name, for each of B draws.
+
+    NaN where there is no gap at any cost.
+
+    Args:
+        times: B×I, how often each picture is drawn.
+        counting: N, the weight of each sample.
+    """
+    for policy, _, closed in _closed(policies, right, cost, pictures, times, COSTS, counting):
+        yield policy.name, _mean(closed)
 
 
 def _closed(
@@ -131,18 +154,25 @@ def _closed(
     pictures: Clusters,
     weights: Floats,
     grid: Floats,
+    counting: Floats | None = None,
 ) -> Iterator[tuple[Policy, list[Curve], Floats]]:
     """Each policy with its curve and its gap closed at G costs, for each row of B×I weights.
+
+    Args:
+        counting: N, the weight of each sample; None counts all alike.
 
     Yields:
         The policy, B curves, B×G.
     """
-    fixed_cost, fixed_right = Totals.of(pictures, cost, right).points(weights)
+    if counting is None:
+        counting = np.ones(len(right))
+    fixed_cost, fixed_right = Totals.of(pictures, cost, right, counting).points(weights)
     hulls = [hull(*each) for each in zip(fixed_cost, fixed_right, strict=True)]
-    oracles = _oracles(pictures, right, cost, weights)
+    oracles = _oracles(pictures, right, cost, weights, counting)
     for policy in policies:
         correct = np.take_along_axis(right, policy.chosen, axis=1)
-        points = zip(*Totals.of(pictures, policy.paid(cost), correct).points(weights), strict=True)
+        totals = Totals.of(pictures, policy.paid(cost), correct, counting)
+        points = zip(*totals.points(weights), strict=True)
         curves = [Curve.through(*each) for each in points]
         gaps = [
             gap_closed(curve, free, best, grid)
@@ -168,7 +198,7 @@ def _mean(closed: Floats) -> Floats:
 
 
 def _oracles(
-    pictures: Clusters, right: NDArray[np.bool_], cost: Floats, weights: Floats
+    pictures: Clusters, right: NDArray[np.bool_], cost: Floats, weights: Floats, counting: Floats
 ) -> list[Curve]:
     """`frontier.oracle` of every resampling: its steps are bought cheapest first in each."""
     base = cost.min(axis=1)
@@ -176,9 +206,9 @@ def _oracles(
     solved = np.isfinite(extra)
     steps, step = np.unique(extra[solved], return_inverse=True)
     buyers = np.zeros((pictures.count, len(steps)))
-    np.add.at(buyers, (pictures.index[solved], step), 1.0)
-    samples = weights @ np.bincount(pictures.index, minlength=pictures.count)
-    cheapest = weights @ np.bincount(pictures.index, base, pictures.count) / samples
+    np.add.at(buyers, (pictures.index[solved], step), counting[solved])
+    samples = weights @ np.bincount(pictures.index, counting, pictures.count)
+    cheapest = weights @ np.bincount(pictures.index, base * counting, pictures.count) / samples
     bought = weights @ buyers / samples[:, None]
     costs = cheapest[:, None] + np.cumsum(bought * steps, axis=1)
     accuracies = np.cumsum(bought, axis=1)

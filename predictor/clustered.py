@@ -59,23 +59,31 @@ class Clusters:
         names, index = np.unique(np.asarray(images, dtype=object), return_inverse=True)
         return cls(index, len(names))
 
-    def _standard_error(self, values: NDArray[np.float64]) -> float:
-        """Of the mean over samples; needs two pictures."""
-        residuals = np.bincount(self.index, values - values.mean(), self.count)
-        variance = self.count / (self.count - 1) * float(residuals @ residuals)
-        return sqrt(variance) / len(values)
+    def _standard_error(
+        self, values: NDArray[np.float64], weights: NDArray[np.float64] | None = None
+    ) -> float:
+        """Of the mean over samples, weighted or not; needs two pictures."""
+        if weights is None:
+            weights = np.ones(len(values))
+        residuals = weights * (values - np.average(values, weights=weights))
+        sums = np.bincount(self.index, residuals, self.count)
+        variance = self.count / (self.count - 1) * float(sums @ sums)
+        return sqrt(variance) / float(weights.sum())
 
-    def share(self, values: ArrayLike) -> Estimate:
+    def share(self, values: ArrayLike, weights: NDArray[np.float64] | None = None) -> Estimate:
         """Mean of N values in [0, 1] with its clustered Wilson interval.
 
         The effective number of samples is p(1−p) over the clustered variance, at most the number of
         samples. Where that is 0/0, all right or all wrong, it is the number of pictures.
+
+        Args:
+            weights: N, such as inverse probabilities of having been drawn.
         """
         values = np.asarray(values, dtype=np.float64)
-        share = float(values.mean())
+        share = float(np.average(values, weights=weights))
         if self.count < 2:
             return Estimate(share)
-        return self._around(share, self._standard_error(values))
+        return self._around(share, self._standard_error(values, weights))
 
     def share_by_picture(self, values: ArrayLike) -> Estimate:
         """Mean over pictures of each one's mean of N values in [0, 1], as `share` otherwise.
@@ -98,15 +106,18 @@ class Clusters:
             effective = min(binomial / max(error, _NOTHING) ** 2, float(len(self.index)))
         return Estimate(share, *_wilson(share, effective, _t(self.count - 1)))
 
-    def difference(self, values: ArrayLike) -> Estimate:
+    def difference(self, values: ArrayLike, weights: NDArray[np.float64] | None = None) -> Estimate:
         """Mean of N paired differences, ± t standard errors, within [-1, 1].
 
         No interval where every picture has the same mean: that nothing differed yet is no bound on
         what may.
+
+        Args:
+            weights: N, as of `share`.
         """
         values = np.asarray(values, dtype=np.float64)
-        mean = float(values.mean())
-        error = self._standard_error(values) if self.count > 1 else 0.0
+        mean = float(np.average(values, weights=weights))
+        error = self._standard_error(values, weights) if self.count > 1 else 0.0
         if error < _NOTHING:
             return Estimate(mean)
         reach = _t(self.count - 1) * error

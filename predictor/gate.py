@@ -1,9 +1,10 @@
 """Whether a candidate may take the place of the predictor that serves. Pure.
 
 Both are looked at on the same held-out samples, weighted by how likely each was to be drawn. The
-candidate must be cheaper at equal regret, by more than chance (bootstrap over images); and nothing
-that was promised may get worse: the regret at its own certified prices, the calibration, the regret
-within any group of questions.
+candidate must be cheaper at equal regret, or close more of the oracle gap over all costs, by more
+than chance (bootstrap over images); and nothing that was promised may get worse: the regret at its
+own certified prices, the calibration, the regret within any group of questions, nor what the
+service pays at its own bound.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from predictor.bands import drawn_gaps, weighted_gaps
 from predictor.calibration import PRICES, Thresholds, expected_calibration_error
+from predictor.clustered import Clusters
+from predictor.policies import Policy
 from predictor.selection import select_many
 
 Floats = NDArray[np.float64]
 
+_ALONE = "contestant"
 _FEWEST_IN_GROUP = 50
 _DRAWS = 400
 
@@ -61,6 +66,8 @@ class Standing:
     Args:
         tokens, regret: by the price certified for the service's bound.
         tokens_at_regret: fewest mean tokens whose regret here is within the bound.
+        gap_closed: oracle gap closed, mean over costs (`predictor.bands.COSTS`); 0 where nothing is
+            routed, None where there is no gap.
         calibration_error: over all scales.
         regret_by_group: of groups with enough samples.
     """
@@ -68,6 +75,7 @@ class Standing:
     tokens: float
     regret: float
     tokens_at_regret: float
+    gap_closed: float | None
     calibration_error: float
     regret_by_group: dict[str, float]
 
@@ -78,13 +86,17 @@ class Tolerances:
 
     Args:
         calibration_error, group_regret: absolute.
-        gain: least share of tokens that it must save at equal regret.
-        confidence: that it saves any.
+        gain: least share of tokens that it must save at equal regret, unless it gains by the gap.
+        gap_gain: least share of the oracle gap that it must close besides, unless it saves tokens.
+        tokens: share of tokens that it may need more at equal regret where it gains by the gap.
+        confidence: that there is any gain; it has two chances, so each is asked for half the error.
     """
 
     calibration_error: float = 0.01
     group_regret: float = 0.03
     gain: float = 0.01
+    gap_gain: float = 0.01
+    tokens: float = 0.02
     confidence: float = 0.95
 
 
@@ -95,6 +107,9 @@ class Verdict:
     Args:
         gain: share of tokens that the candidate saves at equal regret.
         confidence: share of bootstrap draws in which it saves any.
+        gap_gain: share of the oracle gap that it closes and the serving one does not.
+        gap_confidence: share of bootstrap draws in which it closes more.
+        won: what it is better at; empty where it is not.
         refused: what speaks against it; empty if it is better.
     """
 
@@ -102,11 +117,27 @@ class Verdict:
     serving: Standing | None
     gain: float
     confidence: float
+    gap_gain: float
+    gap_confidence: float
+    won: str
     refused: tuple[str, ...] = field(default=())
 
     @property
     def better(self) -> bool:
         return not self.refused
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """Bootstrap over images.
+
+    Args:
+        image: N numbers, which image each sample is about.
+        times: B×I.
+    """
+
+    image: NDArray[np.intp]
+    times: Floats
 
 
 def decide(
@@ -124,23 +155,32 @@ def decide(
     Args:
         serving: None where every request goes to the finest scale.
         bound: the service's own on regret.
-        must_gain: refuse it if it is no cheaper; else only what gets worse speaks against it.
+        must_gain: refuse it if it gains nothing; else only what gets worse speaks against it.
     """
     allowed = tolerances or Tolerances()
     new = standing(candidate, held_out, bound)
     old = None if serving is None else standing(serving, held_out, bound)
     before = _everything_finest(held_out) if old is None else old.tokens_at_regret
     gain = 1 - new.tokens_at_regret / before
-    confidence = _confidence(candidate, serving, held_out, bound, seed)
+    draws = _draws(held_out, seed)
+    confidence = _confidence(candidate, serving, held_out, bound, draws)
+    gap_gain, gap_confidence = _gap_gain(candidate, serving, held_out, draws)
+    sure = (1 + allowed.confidence) / 2
+    won = ""
+    if gain >= allowed.gain and confidence >= sure:
+        won = f"{gain:+.1%} tokens saved at equal regret ({confidence:.2f} sure)"
+    elif gap_gain >= allowed.gap_gain and gap_confidence >= sure and gain >= -allowed.tokens:
+        won = f"{gap_gain:+.3f} of the oracle gap closed ({gap_confidence:.2f} sure)"
     refused = []
-    if must_gain and (gain < allowed.gain or confidence < allowed.confidence):
+    if must_gain and not won:
         refused.append(
-            f"not better: {gain:+.1%} tokens saved at regret {bound:g} "
-            f"(saves any with confidence {confidence:.2f}; asked for {allowed.gain:.0%} with "
-            f"{allowed.confidence:g})"
+            f"not better: {gain:+.1%} tokens saved at regret {bound:g} (any with confidence "
+            f"{confidence:.2f}), {gap_gain:+.3f} of the oracle gap closed (more with confidence "
+            f"{gap_confidence:.2f}); asked for {allowed.gain:.0%} or {allowed.gap_gain:g} with "
+            f"{sure:g}"
         )
     refused += _guards(new, old, candidate.thresholds, bound, allowed)
-    return Verdict(new, old, gain, confidence, tuple(refused))
+    return Verdict(new, old, gain, confidence, gap_gain, gap_confidence, won, tuple(refused))
 
 
 def standing(contestant: Contestant, held_out: HeldOut, bound: float) -> Standing:
@@ -159,6 +199,9 @@ def standing(contestant: Contestant, held_out: HeldOut, bound: float) -> Standin
         tokens=float(weights @ paid[:, 0]),
         regret=float(weights @ lost[:, 0]),
         tokens_at_regret=float(_cheapest(*frontier, weights, bound)),
+        gap_closed=weighted_gaps(
+            [_policy(contestant, held_out)], held_out.success, held_out.tokens, held_out.weights
+        )[_ALONE],
         calibration_error=expected_calibration_error(contestant.p_success, held_out.success),
         regret_by_group=groups,
     )
@@ -229,25 +272,61 @@ def _cheapest(lost: Floats, paid: Floats, weights: Floats, bound: float) -> floa
     return float(tokens[regret <= bound * weights.sum()].min() / weights.sum())
 
 
-def _confidence(
-    candidate: Contestant, serving: Contestant | None, held_out: HeldOut, bound: float, seed: int
-) -> float:
-    """Share of bootstrap draws of the images in which the candidate is the cheaper one."""
-    rng = np.random.default_rng(seed)
+def _policy(contestant: Contestant, held_out: HeldOut) -> Policy:
+    """A contestant at all prices."""
+    return Policy(_ALONE, _ALONE, _chosen(contestant, held_out, PRICES[::2].tolist()))
+
+
+def _draws(held_out: HeldOut, seed: int) -> Draws:
+    """How often each image comes, draw by draw."""
     _, image = np.unique(held_out.images.astype(str), return_inverse=True)
     count = int(image.max()) + 1
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(count, np.full(count, 1 / count), size=_DRAWS)
+    return Draws(image, times.astype(np.float64))
+
+
+def _gap_gain(
+    candidate: Contestant, serving: Contestant | None, held_out: HeldOut, draws: Draws
+) -> tuple[float, float]:
+    """How much more of the oracle gap the candidate closes, and the share of draws with any."""
+    pictures = Clusters(draws.image, draws.times.shape[1])
+    times = np.vstack((np.ones(pictures.count), draws.times))
+
+    def closed(contestant: Contestant | None) -> Floats:
+        if contestant is None:  # no gap is closed where nothing is routed
+            return np.zeros(len(times))
+        policies = [_policy(contestant, held_out)]
+        [(_, gaps)] = drawn_gaps(
+            policies, held_out.success, held_out.tokens, pictures, times, held_out.weights
+        )
+        return gaps
+
+    gained = closed(candidate) - closed(serving)
+    whole = float(gained[0]) if np.isfinite(gained[0]) else 0.0
+    return whole, float(np.mean(gained[1:] > 0))  # one without a gap is none that is closed
+
+
+def _confidence(
+    candidate: Contestant,
+    serving: Contestant | None,
+    held_out: HeldOut,
+    bound: float,
+    draws: Draws,
+) -> float:
+    """Share of bootstrap draws of the images in which the candidate is the cheaper one."""
+    image, count = draws.image, draws.times.shape[1]
     # Sums by image, so that a draw costs the number of images and not of samples.
     new, old = (_by_image(each, held_out, image, count) for each in (candidate, serving))
     total = np.bincount(image, held_out.weights, count)
     cheaper = 0
-    for _ in range(_DRAWS):
-        times = rng.multinomial(count, np.full(count, 1 / count)).astype(np.float64)
+    for times in draws.times:
         limit = bound * (times @ total)
         best = [
             (times @ paid)[(times @ lost) <= limit].min(initial=np.inf) for lost, paid in (new, old)
         ]
         cheaper += best[0] < best[1]
-    return cheaper / _DRAWS
+    return cheaper / len(draws.times)
 
 
 def _by_image(

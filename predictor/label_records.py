@@ -1,7 +1,9 @@
 """What the other scales would have answered to a request: the records that predictors learn from.
 
 A label stands for itself: beside what every scale made of the question it holds the features of
-picture and question, so that it can be learned from without the request's own record.
+picture and question, so that it can be learned from without the request's own record. Where
+somebody has said what the right answer is, a label of the kind `correctness` also says which scales
+gave it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from predictor.errors import RecordsError
-from predictor.travelling import tabulated, with_columns_of
+from predictor.travelling import table_of, tabulated, with_columns_of
 
 FORMAT = 1
 UNIFORM = "uniform"
@@ -49,6 +51,7 @@ SCHEMA = pa.schema(
         pa.field("reference_logprob", pa.list_(pa.float32()), nullable=False),
         pa.field("answer_tokens", pa.int32(), nullable=False),
         pa.field("ms", pa.float32(), nullable=False),
+        pa.field("correct", pa.list_(pa.float64())),
         # what a predictor sees
         pa.field("image", pa.string(), nullable=False),
         pa.field("image_features", pa.string(), nullable=False),
@@ -67,6 +70,12 @@ def encode(row: Mapping[str, Any]) -> bytes:
     """A row of SCHEMA as one JSON object; times in Unix microseconds, features as an array."""
     packed = base64.b64encode(np.asarray(row["features"], "<f4").tobytes()).decode()
     told = {**row, "features": packed, "format": FORMAT}
+    return json.dumps(told, separators=(",", ":")).encode()
+
+
+def with_correctness(label: bytes, correct: Sequence[bool]) -> bytes:
+    """An encoded label that also says at which scales the answer was right, coarse to fine."""
+    told = json.loads(label) | {"correct": [float(each) for each in correct]}
     return json.dumps(told, separators=(",", ":")).encode()
 
 
@@ -92,11 +101,4 @@ def _row(data: bytes) -> dict[str, Any]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    try:
-        table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise RecordsError("Not the columns of a label.") from error
-    for field in SCHEMA:
-        if not field.nullable and table[field.name].null_count:
-            raise RecordsError(f"A label without {field.name}.")
-    return table
+    return table_of(SCHEMA, rows, "a label")

@@ -39,8 +39,17 @@ def exact_match(answer: str, accepted: Sequence[str]) -> float:
     Case, articles, punctuation and spacing do not count, numbers are compared by value, and number
     words up to ten are numbers, as in the VQA evaluation (Antol et al., ICCV 2015).
     """
-    given = _normalised(answer)
-    return float(any(_equal(given, _normalised(each)) for each in accepted))
+    given = canonical(answer)
+    return float(any(given == canonical(each) for each in accepted))
+
+
+def canonical(answer: str) -> str:
+    """The one form of all answers that are an exact match of each other."""
+    text = _normalised(answer)
+    try:
+        return repr(float(text) + 0.0)  # of two zeros, the positive one
+    except ValueError:
+        return text
 
 
 def vqa_accuracy(answer: str, accepted: Sequence[str]) -> float:
@@ -101,15 +110,6 @@ def _normalised(answer: str) -> str:
     kept = [word for word in words if word not in _ARTICLES]
     # Option "A" and the sign "?" are answers too: not everything can be left away.
     return " ".join(kept or words) or answer.strip().casefold()
-
-
-def _equal(one: str, other: str) -> bool:
-    if one == other:
-        return True
-    try:
-        return float(one) == float(other)
-    except ValueError:
-        return False
 
 
 def _spaced(answer: str) -> str:

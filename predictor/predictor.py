@@ -104,9 +104,15 @@ class Predictor:
         vector = self._images.get(image, salt)
         features = extract(vector, question, self._artifact.projection)
         features_s = perf_counter() - began_s
+        return Prediction(self._p_success(features), features, features_s, vector)
+
+    def expect(self, image: NDArray[np.float32], question: str) -> tuple[float, ...]:
+        """What `predict` gives as `p_success`, of a picture whose `image_vector` is known."""
+        return self._p_success(extract(image, question, self._artifact.projection))
+
+    def _p_success(self, features: FeatureVector) -> tuple[float, ...]:
         raw = self._artifact.model.predict(features.values[None])
-        p_success = self._artifact.calibration.apply(raw)[0]
-        return Prediction(tuple(p_success.tolist()), features, features_s, vector)
+        return tuple(self._artifact.calibration.apply(raw)[0].tolist())
 
     @property
     def regret_bounds(self) -> tuple[float, ...]:

@@ -23,6 +23,8 @@ VERSION = "query-1"
 # n-grams fall into this many buckets: enough that a question's own hardly ever share one.
 NGRAM_BUCKETS = 2**18
 _HASHED = "#"  # begins no n-gram
+_ABOUT = "query.about_"
+OTHER_TOPIC = "other"
 
 _WORD = re.compile(r"[a-z]+|\d+")
 _LONGEST = 512  # characters read; a question says what it wants early
@@ -82,8 +84,15 @@ def query_features(question: str) -> dict[str, float]:
     for name, pattern in _FORMS.items():
         features[f"query.form_{name}"] = float(pattern.search(text) is not None)
     for name, pattern in _TOPICS.items():
-        features[f"query.about_{name}"] = float(pattern.search(text) is not None)
+        features[_ABOUT + name] = float(pattern.search(text) is not None)
     return features
+
+
+def topic(values: Iterable[float]) -> str:
+    """What a question is about, as far as its hand-made features tell: the group it counts to."""
+    named = zip(query_features(""), values, strict=True)
+    about = (n.removeprefix(_ABOUT) for n, value in named if n.startswith(_ABOUT) and value)
+    return next(about, OTHER_TOPIC)
 
 
 def ngrams(question: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import BinaryIO
 from uuid import uuid4
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from predictor import label_records, routing_records
+from predictor import feedback_records, label_records, routing_records
 from predictor.errors import RecordsError
 from predictor.record_files import RecordFiles
 
@@ -62,6 +62,17 @@ REQUESTS = Kind(
 
 LABELS = Kind(
     "labels", "request_id", label_records.SCHEMA, label_records.decode, label_records.upgraded
+)
+
+# Labels of requests whose right answer somebody has said: the same, with the column `correct`.
+CORRECTNESS = replace(LABELS, name="correctness")
+
+FEEDBACK = Kind(
+    "feedback",
+    "request_id",
+    feedback_records.SCHEMA,
+    feedback_records.decode,
+    feedback_records.upgraded,
 )
 
 

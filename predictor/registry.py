@@ -3,6 +3,7 @@
 ROOT/REGISTRY                 says that this is one, and not an artefact that lost its files
 ROOT/<model>/<version>/       an artefact, with the report of its training beside it
 ROOT/<model>/CURRENT          a link to the version that serves; switched in one step
+ROOT/<model>/OBSERVED         a link to the version that only watches, if one does
 ROOT/<model>/history.jsonl    every promotion and rollback, with its reason
 
 <model> is the start of the checkpoint's identity, so that predictors of different models live side
@@ -29,6 +30,7 @@ from predictor.errors import ArtifactError, RegistryError
 from predictor.whole_file import whole_file
 
 CURRENT = "CURRENT"
+OBSERVED = "OBSERVED"
 _MARK = "REGISTRY"
 _HISTORY = "history.jsonl"
 _LOCK = ".lock"
@@ -46,6 +48,7 @@ class Version:
         manifest: what it says of itself, the hashed part.
         created: when it was trained, ISO 8601.
         serves: whether CURRENT points to it.
+        watches: whether OBSERVED does.
     """
 
     version: str
@@ -53,6 +56,7 @@ class Version:
     manifest: dict[str, Any]
     created: str
     serves: bool
+    watches: bool
 
     @property
     def model_identity(self) -> str:
@@ -97,7 +101,11 @@ class Registry:
         """All that can be read, by model, oldest first. What is broken is left out."""
         found = []
         for folder in sorted(self.root.glob("*/*")):
-            if folder.name != CURRENT and folder.is_dir() and not folder.name.startswith("."):
+            if (
+                folder.name not in (CURRENT, OBSERVED)
+                and folder.is_dir()
+                and not folder.name.startswith(".")
+            ):
                 try:
                     found.append(self._version(folder))
                 except ArtifactError:
@@ -125,6 +133,27 @@ class Registry:
     def link(self, model_identity: str) -> Path:
         """Where CURRENT of a model is, or would be."""
         return self._home(model_identity) / CURRENT
+
+    def observed_link(self, model_identity: str) -> Path:
+        """Where OBSERVED of a model is, or would be."""
+        return self._home(model_identity) / OBSERVED
+
+    def observe(self, name: str) -> Version:
+        """Lets a version watch beside the one that serves.
+
+        Raises:
+            RegistryError: there is no such one.
+            ArtifactError: it is broken, or of features that this release does not compute.
+        """
+        version = self.find(name)
+        artifacts.load(version.folder)
+        with self._locked(version.folder.parent):
+            _point(version.folder.parent / OBSERVED, version.version)
+        return version
+
+    def observe_none(self, model_identity: str) -> None:
+        """Lets none watch. Harmless if none does."""
+        self.observed_link(model_identity).unlink(missing_ok=True)
 
     def add(self, artifact: Path) -> Version:
         """Takes in a copy of an artefact, with what lies beside its files; it does not serve yet.
@@ -193,13 +222,13 @@ class Registry:
 
     def _version(self, folder: Path) -> Version:
         manifest = artifacts.read_manifest(folder)
-        link = folder.parent / CURRENT
         return Version(
             version=manifest["sha256"][: artifacts.VERSION_DIGITS],
             folder=folder,
             manifest=manifest["content"],
             created=str(manifest.get("created", "")),
-            serves=link.is_symlink() and link.resolve() == folder.resolve(),
+            serves=_points_to(folder.parent / CURRENT, folder),
+            watches=_points_to(folder.parent / OBSERVED, folder),
         )
 
     def _switch(self, home: Path, action: Action, version: str | None, reason: str) -> Event:
@@ -209,10 +238,7 @@ class Registry:
         if version is None:
             link.unlink(missing_ok=True)
         else:
-            fresh = home / f".{CURRENT}.{os.getpid()}"
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(version)
-            fresh.replace(link)
+            _point(link, version)
         history = home / _HISTORY
         past = history.read_text() if history.is_file() else ""
         with whole_file(history) as partial:
@@ -237,6 +263,18 @@ def difference(one: Version, other: Version) -> dict[str, tuple[Any, Any]]:
     names = list(dict.fromkeys((*left, *right)))
     pairs = {name: (left.get(name), right.get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _points_to(link: Path, folder: Path) -> bool:
+    return link.is_symlink() and link.resolve() == folder.resolve()
+
+
+def _point(link: Path, version: str) -> None:
+    """Switches a link in one step."""
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(version)
+    fresh.replace(link)
 
 
 def _told(version: Version) -> dict[str, Any]:

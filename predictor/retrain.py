@@ -100,10 +100,7 @@ def retrain(
         added = registry.add(folder)
     result = Result(version, added.folder, better and promote and not added.serves, judged)
     if result.promoted:
-        gain, confidence = judged["recent"].gain, judged["recent"].confidence
-        registry.promote(
-            version, f"retrained: {gain:+.1%} tokens saved at equal regret ({confidence:.2f} sure)"
-        )
+        registry.promote(version, f"retrained: {judged['recent'].won}")
     return result
 
 

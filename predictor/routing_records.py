@@ -14,7 +14,7 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,15 @@ _IMAGE = pa.struct(
         pa.field("tokens_per_scale", pa.list_(pa.int32()), nullable=False),
         pa.field("cache", pa.string()),
         pa.field("features", pa.list_(pa.float32())),
+    ]
+)
+_OBSERVED = pa.struct(
+    [
+        pa.field("scale", pa.int32()),
+        pa.field("reason", pa.string()),
+        pa.field("tokens", pa.int32()),
+        pa.field("p_sufficient", pa.float32()),
+        pa.field("p_success", pa.list_(pa.float32())),
     ]
 )
 SCHEMA = pa.schema(
@@ -116,6 +125,9 @@ SCHEMA = pa.schema(
         # whether it was drawn for shadow labelling
         pa.field("draw_stratum", pa.string()),
         pa.field("draw_probability", pa.float64()),
+        # what a predictor that only watches would have decided
+        pa.field("observed_predictor", pa.string()),
+        pa.field("observed", pa.list_(_OBSERVED)),
     ],
     metadata={"m3.records": str(FORMAT)},
 )
@@ -151,6 +163,30 @@ class RecordedImage:
     features: NDArray[np.float32] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ObservedImage:
+    """What a predictor that only watches would have chosen for one image, as `RecordedImage`."""
+
+    scale: int
+    reason: str
+    tokens: int
+    p_sufficient: float | None
+    p_success: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a predictor that only watches would have decided.
+
+    Args:
+        predictor: its version.
+        images: in order.
+    """
+
+    predictor: str
+    images: tuple[ObservedImage, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RoutingRecord:
     """One request. Fields that it did not get to are None; times are milliseconds.
@@ -172,6 +208,7 @@ class RoutingRecord:
         finest_tokens: image tokens, had every image got the finest scale.
         question: None unless the operator has turned storing it on.
         draw_stratum, draw_probability: of the draw for shadow labels; None if it was not drawn.
+        observed: None where no predictor watches, or it could not decide.
     """
 
     request_id: str
@@ -226,6 +263,7 @@ class RoutingRecord:
     question: str | None = None
     draw_stratum: str | None = None
     draw_probability: float | None = None
+    observed: Observed | None = None
 
 
 def describe_question(question: str) -> QuestionFeatures:
@@ -259,6 +297,9 @@ def encode(record: RoutingRecord) -> bytes:
     asks = row.pop("asks")
     if asks is not None:
         row |= question_columns(asks)
+    if record.observed is not None:
+        row["observed_predictor"] = record.observed.predictor
+        row["observed"] = [asdict(image) for image in record.observed.images]
     if any(image.features is not None for image in record.images):
         row["image_features"] = IMAGE_FEATURES
     known = {name: value for name, value in row.items() if value is not None}

@@ -16,13 +16,18 @@ from predictor.errors import OutcomesError
 from predictor.features import extract_recorded
 from predictor.image_table import ImageTable
 from predictor.label_records import UNIFORM
-from predictor.query_features import QueryProjection, QuestionFeatures, query_features
-from predictor.record_store import LABELS, RecordStore
-from predictor.records import AGREES_FROM, OutcomeSource, OutcomeTable, Split, Target, assign_split
+from predictor.query_features import QueryProjection, QuestionFeatures, topic
+from predictor.record_store import CORRECTNESS, LABELS, RecordStore
+from predictor.records import (
+    AGREES_FROM,
+    CORRECT_FROM,
+    OutcomeSource,
+    OutcomeTable,
+    Split,
+    Target,
+    assign_split,
+)
 from predictor.routing_records import IMAGE_FEATURES, QUESTION_FEATURES, describe_question
-
-_TOPIC = "query.about_"
-_ABOUT_NOTHING = "other"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +127,7 @@ def of_outcomes(table: OutcomeTable, images: ImageTable, target: Target) -> Samp
 def of_labels(
     store: RecordStore,
     *,
+    target: Target = "agreement",
     model_identity: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
@@ -133,15 +139,18 @@ def of_labels(
     Memory holds `most` of them, chosen by their names if there are more.
 
     Args:
+        target: what counts as success. Of correctness there are labels where feedback has said what
+            is right.
         model_identity: None takes the model of the latest label.
 
     Raises:
         OutcomesError: no such labels.
     """
-    stored = store.rows(LABELS, since=since, until=until)
+    kind = LABELS if target == "agreement" else CORRECTNESS
+    stored = store.rows(kind, since=since, until=until)
     share = 1.0 if stored <= most else most / stored
-    tables = list(store.read(LABELS, since=since, until=until, share=share))
-    table = pa.concat_tables(tables) if tables else LABELS.schema.empty_table()
+    tables = list(store.read(kind, since=since, until=until, share=share))
+    table = pa.concat_tables(tables) if tables else kind.schema.empty_table()
     if len(table) and model_identity is None:
         latest = table.sort_by("at").slice(len(table) - 1)
         model_identity = latest["model_identity"][0].as_py()
@@ -156,13 +165,13 @@ def of_labels(
     table = table.filter(pa.array(kept)).sort_by("request_id")
     if not len(table):
         raise OutcomesError(
-            f"{store.root} has no labels of that model and time that this release can read; "
-            f"{len(kept)} others are there."
+            f"{store.root} has no labels of that model and time, of {target}, that this release "
+            f"can read; {len(kept)} others are there."
         )
-    return _of_table(table, seed)
+    return _of_table(table, target, seed)
 
 
-def _of_table(table: pa.Table, seed: int) -> Samples:
+def _of_table(table: pa.Table, target: Target, seed: int) -> Samples:
     last = table.slice(len(table) - 1).select(_SOURCE).to_pylist()[0]
     source = OutcomeSource(
         last["served"],
@@ -180,14 +189,14 @@ def _of_table(table: pa.Table, seed: int) -> Samples:
     probability = table["probability"].to_numpy()
     return Samples(
         source=source,
-        target="agreement",
+        target=target,
         names=_strings(table, "request_id"),
         images=images,
-        groups=np.array([topic(each) for each in asks], dtype=object),
+        groups=np.array([topic(each.values) for each in asks], dtype=object),
         splits=np.array([assign_split(image, seed) for image in images], dtype=object),
         vectors=np.array(table["features"].to_pylist(), dtype=np.float32),
         asks=asks,
-        success=np.array(table["agrees"].to_pylist()) >= AGREES_FROM,
+        success=_success(table, target),
         tokens=np.array(table["tokens_per_scale"].to_pylist(), dtype=np.float64),
         probability=probability,
         uniform=_strings(table, "stratum") == UNIFORM,
@@ -216,11 +225,9 @@ def mixed(parts: Sequence[tuple[Samples, float]]) -> Samples:
     return Samples(source=first.source, target=first.target, **columns)
 
 
-def topic(asks: QuestionFeatures) -> str:
-    """What a question is about, as far as its features tell: the group of traffic it counts to."""
-    values = zip(query_features(""), asks.values, strict=True)
-    about = (n.removeprefix(_TOPIC) for n, value in values if n.startswith(_TOPIC) and value)
-    return next(about, _ABOUT_NOTHING)
+def _success(table: pa.Table, target: Target) -> NDArray[np.bool_]:
+    column, least = ("agrees", AGREES_FROM) if target == "agreement" else ("correct", CORRECT_FROM)
+    return np.asarray(np.array(table[column].to_pylist(), dtype=np.float64) >= least)
 
 
 _SOURCE = ["served", "model_identity", "processor", "scales", "grid_side"]

@@ -41,6 +41,25 @@ def tabulated(
         return pa.concat_tables(tables), sorted(broken)
 
 
+def table_of(schema: pa.Schema, rows: Sequence[Row], what: str) -> pa.Table:
+    """Rows with the columns of a schema.
+
+    Args:
+        what: one of them is, for the error.
+
+    Raises:
+        RecordsError: one of them does not fit, or lacks what must be there.
+    """
+    try:
+        table = pa.Table.from_pylist(list(rows), schema=schema)
+    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
+        raise RecordsError(f"Not the columns of {what}.") from error
+    for field in schema:
+        if not field.nullable and table[field.name].null_count:
+            raise RecordsError(f"{what[:1].upper()}{what[1:]} without {field.name}.")
+    return table
+
+
 def with_columns_of(schema: pa.Schema, table: pa.Table) -> pa.Table:
     """A table of this or another release with these columns, in order.
 

@@ -46,6 +46,10 @@ class Caller:
         if self._key is not None and not self._key.operator:
             raise OperatorOnlyError
 
+    def may_judge(self, key: str | None) -> bool:
+        """Whether an answer to the key of this name (None: to nobody's) may be judged."""
+        return self.name == key or (self._key is not None and self._key.operator)
+
     def cache_salt(self, own: str) -> str:
         """The salt of this caller's caches, from the request's own.
 

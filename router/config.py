@@ -234,6 +234,31 @@ class ShadowConfig(BaseModel):
     )
 
 
+class FeedbackConfig(BaseModel):
+    """What callers may say of the answers they got (`POST /v1/feedback`). Needs records.
+
+    What is remembered of a request for this lies in the Redis that records pass through, with a
+    time to live, and holds no text: of answers their fingerprints, which tell only whether a given
+    text is the same.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    window_s: float = Field(
+        default=3_600.0,
+        ge=0.0,
+        description="Time after an answer within which feedback on it is taken, some 600 bytes of "
+        "Redis for each; 0 takes none.",
+    )
+    answers_s: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="Time for which fingerprints of a shadow label's answers are held, so that a "
+        "right answer makes it a label of correctness; replicas then also decode what coarser "
+        "scales answer. 0 does neither.",
+    )
+
+
 class RouterConfig(BaseModel):
     """The `router` section of the config file."""
 
@@ -245,6 +270,7 @@ class RouterConfig(BaseModel):
     load: LoadConfig = LoadConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     shadow: ShadowConfig = ShadowConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
     max_regret: float = Field(
         default=0.05,
         ge=0.0,

@@ -10,6 +10,7 @@ parts → conversation     InvalidRequestError  no_image, empty_question, too_ma
 remote images            InvalidRequestError  invalid_image_url, remote_image_forbidden, …
 names and limits         InvalidRequestError  invalid_scale, conflicting_limits,
                                               model_not_found (404)
+feedback                 ServiceError         request_unknown (404), feedback_conflict (409), …
 predictor and replica    ServiceError         as they raise it, see m3_backend.errors
 unknown path or method   HTTPException        not_found (404), method_not_allowed (405)
 anything else            Exception            internal_error (500); details go to the log only
@@ -53,6 +54,10 @@ class Code(StrEnum):
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
     SHUTTING_DOWN = "shutting_down"
     RECORDS_UNAVAILABLE = "records_unavailable"
+    FEEDBACK_DISABLED = "feedback_disabled"
+    REQUEST_UNKNOWN = "request_unknown"
+    FEEDBACK_CONFLICT = "feedback_conflict"
+    FEEDBACK_UNAVAILABLE = "feedback_unavailable"
 
 
 class UnknownModelError(InvalidRequestError):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_backend.messages import GenerationRequest, ImageInput, ModelInfo
-from router.policy import ImageCase, Limits
+from router.policy import Decision, ImageCase, Limits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +41,7 @@ class Evidence:
         bound: the regret bound it was made at; None where the scale was forced.
         price: certified for that bound; None without a predictor, or where none is.
         question: the text of the last turn. Never told to anybody unless the operator wants it.
+        rule: decides on other `images` by another `threshold`, all else alike.
     """
 
     model: ModelInfo
@@ -49,6 +50,7 @@ class Evidence:
     bound: float | None
     price: float | None
     question: str
+    rule: Callable[..., Decision]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,12 +75,14 @@ def evidence(
     images: Sequence[ImageInput],
     cases: Sequence[ImageCase],
     features: Sequence[NDArray[np.float32] | None],
+    rule: Callable[..., Decision],
 ) -> Evidence:
     """What `router.service` knows when it has decided.
 
     Args:
         bounds: that were decided by, strict to loose.
         threshold: the price certified for a bound.
+        rule: what decided, without cases and prices. Must hold no pixels: it is kept as long.
     """
     seen = (
         SeenImage(image.digest, image.width, image.height, case, vector)
@@ -86,4 +90,4 @@ def evidence(
     )
     bound = bounds[-1] if limits.scale is None else None
     price = None if bound is None else threshold(bound / len(images))
-    return Evidence(model, limits, tuple(seen), bound, price, question)
+    return Evidence(model, limits, tuple(seen), bound, price, question, rule)

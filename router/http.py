@@ -36,6 +36,7 @@ from router.errors import (
     error_body,
 )
 from router.explain import REQUEST_ID_HEADER, headers
+from router.feedback import Feedback
 from router.loop_lag import watched
 from router.policy import model_names
 from router.responses import completion, explanation, route, routes, server_sent_events
@@ -48,6 +49,8 @@ from router.schemas import (
     ChatCompletion,
     ChatRequest,
     ErrorBody,
+    FeedbackRequest,
+    FeedbackTaken,
     ModelCard,
     ModelList,
     Route,
@@ -65,6 +68,7 @@ OPEN_PATHS = {"/healthz", "/readyz"} | page.OPEN_PATHS
 OPERATORS_PATHS = {METRICS, page.VIEW}  # what concerns all callers
 TRACE_CONTEXT = (b"traceparent", b"tracestate")
 OWNER = "m3-router"
+MOST_FEEDBACK_BYTES = 512 * 1024  # it is read on the event loop
 
 
 def _body_of(schema: str) -> dict[str, Any]:
@@ -74,6 +78,7 @@ def _body_of(schema: str) -> dict[str, Any]:
 
 
 CHAT_BODY, BATCH_BODY = _body_of("ChatRequest"), _body_of("RouteBatch")
+FEEDBACK_BODY = _body_of("FeedbackRequest")
 
 
 def build_app(
@@ -85,9 +90,10 @@ def build_app(
     background: Callable[[], Coroutine[None, None, None]] | None = None,
     examples: Path | None = None,
     records: page.Records | None = None,
+    feedback: Feedback | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
-    """The HTTP application. Closes `service` and `access` when it shuts down.
+    """The HTTP application. Closes `service`, `access` and `feedback` when it shuts down.
 
     Args:
         telemetry: shared with whoever adds metrics of their own; closed with the application.
@@ -97,6 +103,7 @@ def build_app(
         background: runs while the application does.
         examples: folder of the playground's example pictures.
         records: shows a view of the records, elsewhere; None where none are kept.
+        feedback: takes what callers say of answers; None where none is taken.
         clock: Unix time in seconds, for `created`.
     """
     telemetry = telemetry or Telemetry()
@@ -121,6 +128,8 @@ def build_app(
         await asyncio.wait(work)
         service.close()
         await access.close()
+        if feedback is not None:
+            feedback.close()
         await asyncio.to_thread(telemetry.close)
 
     app = FastAPI(
@@ -145,6 +154,7 @@ def build_app(
         app.add_exception_handler(kind, _on_error)
 
     _add_api(app, service, clock)
+    _add_feedback(app, service, telemetry, feedback)
     _add_operations(app, service, access, telemetry, before_scrape)
     page.add_page(app, service, examples, records)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
@@ -207,6 +217,24 @@ def _add_api(app: FastAPI, service: RoutingService, clock: Callable[[], float]) 
         if model not in names:
             raise UnknownModelError(model, names)
         return _json(_card(model, born))
+
+
+def _add_feedback(
+    app: FastAPI, service: RoutingService, telemetry: Telemetry, feedback: Feedback | None
+) -> None:
+    @app.post("/v1/feedback", response_model=FeedbackTaken, openapi_extra=FEEDBACK_BODY)
+    async def give_feedback(request: Request) -> Response:
+        """Takes a verdict on an answer, or what would have been right."""
+        if feedback is None:
+            raise InvalidRequestError(
+                "This service takes no feedback.", code=Code.FEEDBACK_DISABLED
+            )
+        body = await read_body(request, min(MOST_FEEDBACK_BYTES, service.config.max_body_bytes))
+        judged = await feedback.give(body, _trace(request).caller)
+        if judged.taken.status == "recorded":
+            receipt = judged.receipt
+            telemetry.judged(receipt.scale, receipt.group, right=judged.right)
+        return _json(judged.taken)
 
 
 def _add_operations(
@@ -286,7 +314,7 @@ async def read_body(request: Request, limit: int) -> bytes:
         ClientClosedRequestError: the client left before it had sent everything.
     """
     too_large = InvalidRequestError(
-        f"The request body has more than {limit:,} bytes; send smaller images.",
+        f"The request body has more than {limit:,} bytes; shorten it or send smaller images.",
         status=413,
         code=Code.REQUEST_TOO_LARGE,
     )
@@ -438,7 +466,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's document plus the request body, which the service parses by itself."""
     document = get_openapi(title=app.title, version="1", routes=app.routes)
     _, schemas = models_json_schema(
-        [(ChatRequest, "validation"), (RouteBatch, "validation")],
+        [(kind, "validation") for kind in (ChatRequest, RouteBatch, FeedbackRequest)],
         ref_template="#/components/schemas/{model}",
     )
     requests = schemas["$defs"]["RouteBatch"]["properties"]["requests"]

@@ -10,6 +10,9 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from m3_backend.messages import Event, GenerationRequest, ImageInput, ModelInfo
 from m3_backend.stats import BreakerState, EngineStats
 from predictor.predictor import Prediction
@@ -56,6 +59,20 @@ class PredictorPort(Protocol):
 
     def threshold(self, max_regret: float) -> float | None:
         """The price certified for a regret bound; None where only the finest scale is."""
+
+
+class WatchingPort(Protocol):
+    """A predictor that only watches: it is given what the one that serves has seen."""
+
+    @property
+    def version(self) -> str:
+        """Names the artefact in records."""
+
+    def expect(self, image: NDArray[np.float32], question: str) -> tuple[float, ...]:
+        """Probability of success per scale, of a picture's features (`image_vector`). CPU work."""
+
+    def threshold(self, max_regret: float) -> float | None:
+        """As of a PredictorPort."""
 
 
 class BackendPort(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import redis
@@ -19,6 +20,28 @@ _PREFIX = "m3:records:"
 _GROUP = "recorder"
 _FIELD = b"r"
 _TIMEOUT_S = 5.0
+
+
+# KEYS: the name, the stream. ARGV: mark, time to live in ms, most entries, the record.
+_ONCE = """
+local there = redis.call('GET', KEYS[1])
+if there then return there == ARGV[1] and 'same' or 'other' end
+if redis.call('XLEN', KEYS[2]) >= tonumber(ARGV[3]) then return 'full' end
+redis.call('XADD', KEYS[2], '*', 'r', ARGV[4])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 'new'
+"""
+
+
+class Appended(StrEnum):
+    """What became of a record of which there may be one only: it is on the stream; the same one was
+    there already; another one was; there is no room.
+    """
+
+    NEW = "new"
+    SAME = "same"
+    OTHER = "other"
+    FULL = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +64,8 @@ class RecordStream:
     def __init__(self, url: str, kind: str, *, longest: int, timeout_s: float = _TIMEOUT_S) -> None:
         self._name = _PREFIX + kind
         self._longest = longest
-        self._redis = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._redis = open_redis(url, timeout_s)
+        self._once = self._redis.register_script(_ONCE)
 
     def append(self, records: Sequence[bytes]) -> int:
         """Puts records on the stream, the first ones first, as many as there is room for; how many.
@@ -59,6 +78,21 @@ class RecordStream:
             for record in records[:room]:
                 pipeline.xadd(self._name, {_FIELD: record})
             return len(pipeline.execute())
+
+    def append_once(self, record: bytes, name: str, mark: str, ttl_s: float) -> Appended:
+        """Puts one record on the stream unless one of this name was, in one step.
+
+        Args:
+            name: a key of its own in the Redis, which lives for `ttl_s`.
+            mark: tells whether the one that was there is the same.
+
+        Raises:
+            redis.RedisError: it is unknown whether it was taken; asking again does no harm.
+        """
+        arguments: list[bytes | str | int] = [mark, max(round(ttl_s * 1e3), 1)]
+        arguments += [self._longest, record]
+        said: Any = self._once(keys=[name, self._name], args=arguments)
+        return Appended(said.decode())
 
     def length(self) -> int:
         """Entries that no file holds yet."""
@@ -140,3 +174,13 @@ def _entries(raw: Any) -> Iterator[Entry]:
     for name, fields in raw:
         if fields:  # not one that was removed while it was pending
             yield Entry(name, fields.get(_FIELD, b""))
+
+
+def open_redis(url: str, timeout_s: float) -> redis.Redis:
+    """A client that never waits longer, and never tries again by itself."""
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+    )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from predictor.routing_records import describe_question, encode
+from router.observing import Observer
 from router.records import is_recorded, record_of
 from router.telemetry import Recorded, Trace
 
@@ -135,6 +136,7 @@ class Recording(Outbox):
         append, buffer: as of an Outbox.
         ingress: this process's name in the records.
         questions: also keep the text of questions.
+        observer: what another predictor would have decided is recorded besides.
     """
 
     def __init__(
@@ -144,10 +146,12 @@ class Recording(Outbox):
         ingress: str,
         buffer: int,
         questions: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         def tell(trace: Trace) -> bytes:
             seen = trace.evidence
             asks = None if seen is None else describe_question(seen.question)
-            return encode(record_of(trace, ingress, asks, question=questions))
+            observed = None if observer is None else observer.observe(trace)
+            return encode(record_of(trace, ingress, asks, question=questions, observed=observed))
 
         super().__init__(append, tell, is_recorded, buffer=buffer, what="records")

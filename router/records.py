@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from predictor.query_features import QuestionFeatures
-from predictor.routing_records import RecordedImage, RoutingRecord
+from predictor.routing_records import Observed, RecordedImage, RoutingRecord
 from router.stages import Stage
 from router.telemetry import Trace
 
@@ -18,7 +18,12 @@ def is_recorded(trace: Trace) -> bool:
 
 
 def record_of(
-    trace: Trace, ingress: str, asks: QuestionFeatures | None, *, question: bool = False
+    trace: Trace,
+    ingress: str,
+    asks: QuestionFeatures | None,
+    *,
+    question: bool = False,
+    observed: Observed | None = None,
 ) -> RoutingRecord:
     """The record of a request.
 
@@ -26,6 +31,7 @@ def record_of(
         ingress: the process that served it.
         asks: what its question asks for, if it was understood.
         question: also keep the text.
+        observed: what a predictor that only watches would have decided.
     """
     record: dict[str, Any] = {
         "request_id": trace.request_id,
@@ -44,6 +50,7 @@ def record_of(
         "predictor": trace.predictor,
         "images": _images(trace),
         "asks": asks,
+        "observed": observed,
         "ttft_ms": _ms(trace.ttft_s),
         "routing_ms": _ms(trace.routing_s),
         "image_fetch_ms": _ms(trace.fetch_s) if trace.fetch_s else None,

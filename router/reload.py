@@ -10,16 +10,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-
-from router.ports import PredictorPort
-from router.service import RoutingService
+from typing import Any, Generic, Protocol, TypeVar
 
 logger = logging.getLogger("m3_router.predictor")
 
 CHECK_EVERY_S = 1.0
 
 
-class PredictorWatch:
+class Using(Protocol):
+    """Who works with a predictor: `RoutingService`, `Observer`."""
+
+    def use(self, predictor: Any, *, refused: bool = False) -> None: ...
+
+
+class Versioned(Protocol):
+    @property
+    def version(self) -> str: ...
+
+
+P = TypeVar("P", bound=Versioned)
+
+
+class PredictorWatch(Generic[P]):
     """The predictor in force.
 
     Args:
@@ -34,10 +46,10 @@ class PredictorWatch:
 
     def __init__(
         self,
-        read: Callable[[], PredictorPort | None],
+        read: Callable[[], P | None],
         signature: Callable[[], object],
         *,
-        instead: Callable[[], PredictorPort | None] | None = None,
+        instead: Callable[[], P | None] | None = None,
     ) -> None:
         self._read, self._signature = read, signature
         self._tried = self._last = self._signature_now()
@@ -48,12 +60,12 @@ class PredictorWatch:
     def version(self) -> str | None:
         return None if self.predictor is None else self.predictor.version
 
-    async def keep(self, service: RoutingService) -> None:
-        """Has `service` use what is in force, until it is cancelled."""
+    async def keep(self, user: Using) -> None:
+        """Has `user` use what is in force, until it is cancelled."""
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
             await self.look()
-            service.use(self.predictor, refused=self.refused)
+            user.use(self.predictor, refused=self.refused)
 
     async def look(self) -> None:
         """Takes over a predictor that has changed since it was last tried, and not since the last

@@ -26,6 +26,9 @@ MOST_ENTRIES = 64  # of one object; OpenAI's own request has forty
 MOST_MESSAGES = 1024
 MOST_PARTS = 1024  # of one message
 
+LONGEST_ANSWER = 4_096  # characters of a right answer in feedback
+MOST_ANSWERS = 16
+
 # Options of OpenAI's API that change no answer, and mean nothing here: notes to the provider, and
 # hints to caches that are not ours. Accepted whatever they say, and neither used nor stored.
 IGNORED = frozenset(
@@ -188,6 +191,54 @@ class RouteBatch(Request):
     """Body of `POST /v1/route/batch`: chat requests, each as `POST /v1/route` takes it."""
 
     requests: list[Any] = Field(min_length=1)
+
+
+class FeedbackRequest(Request):
+    """Body of `POST /v1/feedback`: a verdict, a right answer, or both."""
+
+    request_id: str = Field(
+        min_length=1, max_length=64, description="As in `x-m3-request-id` of the answer."
+    )
+    verdict: Literal["right", "wrong"] | None = None
+    score: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="In place of `verdict`: 0 (wrong) to 1 (right)."
+    )
+    answer: (
+        Annotated[
+            Annotated[str, Field(max_length=LONGEST_ANSWER), Tag("string")]
+            | Annotated[
+                list[Annotated[str, Field(max_length=LONGEST_ANSWER)]],
+                Field(min_length=1, max_length=MOST_ANSWERS, fail_fast=True),
+                Tag("parts"),
+            ],
+            Discriminator(_content_kind),
+        ]
+        | None
+    ) = Field(default=None, description="What would have been right, or several of them.")
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Those that are right, as far as it says."""
+        return (self.answer,) if isinstance(self.answer, str) else tuple(self.answer or ())
+
+
+def parse_feedback(body: bytes) -> FeedbackRequest:
+    """The feedback in `body`.
+
+    Raises:
+        InvalidRequestError: `invalid_json`, `unsupported_parameter` or `invalid_request`.
+    """
+    document = _parse_json(body)
+    _check_width(document)
+    try:
+        feedback = FeedbackRequest.model_validate(document)
+    except ValidationError as error:
+        raise from_validation(error, document) from None
+    if feedback.verdict is not None and feedback.score is not None:
+        raise InvalidRequestError("'verdict' and 'score' say the same; send one.", param="score")
+    if feedback.verdict is None and feedback.score is None and feedback.answer is None:
+        raise InvalidRequestError("Send a 'verdict', a 'score' or an 'answer'.", param="verdict")
+    return feedback
 
 
 def parse_chat_request(body: bytes) -> ChatRequest:
@@ -492,6 +543,22 @@ class RouteList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[Route | RouteError]
+
+
+class FeedbackTaken(BaseModel):
+    """Answer of `POST /v1/feedback`.
+
+    Args:
+        status: `recorded`; `repeated` if the very same had been said before.
+        score: what counts for the answer that was served.
+        labelled: whether it is now known which scales would have been right.
+    """
+
+    object: Literal["m3.feedback"] = "m3.feedback"
+    request_id: str
+    status: Literal["recorded", "repeated"]
+    score: float
+    labelled: bool
 
 
 class ModelCard(BaseModel):

@@ -447,7 +447,7 @@ class RoutingService:
         trace: Trace,
         fetched: Mapping[str, bytes] | None = None,
     ) -> Plan:
-        chat, conversation = asked.chat, asked.conversation
+        chat, conversation, limits = asked.chat, asked.conversation, asked.limits
         predictor = self._predictor  # one for the whole request: it may be replaced meanwhile
         with trace.stages.of(Stage.IMAGES):
             images = read_images(conversation, self.config.images, fetched)
@@ -469,10 +469,16 @@ class RoutingService:
         with trace.stages.of(Stage.DECIDE):
             bounds = self._bounds(predictor, asked)
             threshold = _no_threshold if predictor is None else predictor.threshold
-            decision = decide_under_load(
-                cases, info.ladder, asked.limits, bounds, threshold, cost_ms, room
-            )
-            decision = fitted(decision, cases, info.ladder, info.pools, cost_ms, room)
+
+            def rule(
+                cases: Sequence[ImageCase], threshold: Callable[[float], float | None]
+            ) -> Decision:
+                free = decide_under_load(
+                    cases, info.ladder, limits, bounds, threshold, cost_ms, room
+                )
+                return fitted(free, cases, info.ladder, info.pools, cost_ms, room)
+
+            decision = rule(cases, threshold)
         return Plan(
             chat,
             conversation,
@@ -486,13 +492,14 @@ class RoutingService:
             None if predictor is None else predictor.version,
             evidence(
                 info,
-                asked.limits,
+                limits,
                 bounds,
                 threshold,
                 conversation.question,
                 images,
                 cases,
                 [None if prediction is None else prediction.image for prediction in predicted],
+                rule,
             ),
         )
 

@@ -95,6 +95,7 @@ class Trace:
         draw: if it was drawn for a shadow label.
         handed_s, started_s: when it was handed over, and when a replica had started on it.
         total_s: how long it took; None while it is not over.
+        answer: its text, piece by piece. Told to nobody: feedback is compared with its fingerprint.
         trace_id: of the distributed trace that it is part of, if it is one.
     """
 
@@ -124,6 +125,7 @@ class Trace:
     started_s: float | None = None
     ttft_s: float | None = None
     finished: Finished | None = None
+    answer: list[str] = field(default_factory=list)
     trace_id: str | None = None
     total_s: float | None = None
     arrived: float = field(init=False)
@@ -167,10 +169,13 @@ class Trace:
         """Takes from an event what metrics need."""
         if isinstance(event, Started):  # perhaps once more, after a replica was lost
             self.started, self.started_s, self.ttft_s = event, self.elapsed_s(), None
+            self.answer.clear()
         elif isinstance(event, Finished):
             self.finished = event
-        elif isinstance(event, Delta) and self.ttft_s is None:
-            self.ttft_s = self.elapsed_s()
+        elif isinstance(event, Delta):
+            self.answer.append(event.text)
+            if self.ttft_s is None:
+                self.ttft_s = self.elapsed_s()
 
     def lost(self) -> None:
         """Notes that a replica failed the request, and that it goes to another one."""
@@ -335,6 +340,14 @@ class Telemetry:
             ["priority"],
             registry=own,
         )
+        self._feedback = Counter(
+            "m3_feedback",
+            "Answers of which somebody has said whether they were right, by the scale that gave "
+            "them (`several` where images had different ones), what the question was about, and "
+            "the verdict: right, wrong.",
+            ["scale", "group", "verdict"],
+            registry=own,
+        )
         self._predictor_refused = Gauge(
             "m3_predictor_refused",
             "1 while a changed predictor cannot be used and the one before it stays.",
@@ -365,6 +378,8 @@ class Telemetry:
         own.register(self._predictor)
         self.records = RecordCounts()
         own.register(self.records)
+        self.observed = ObserverCounts()
+        own.register(self.observed)
 
     def show(
         self,
@@ -391,6 +406,10 @@ class Telemetry:
 
     def loop_lagged(self, seconds: float) -> None:
         self._loop_lag.observe(seconds)
+
+    def judged(self, scale: str, group: str, *, right: bool) -> None:
+        """Counts feedback."""
+        self._feedback.labels(scale, group, "right" if right else "wrong").inc()
 
     def begin(self) -> None:
         self._in_flight.inc()
@@ -500,6 +519,60 @@ class RecordCounts(Collector):
         )
         waiting.add_metric([], counts.waiting)
         yield waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """What an observer of this ingress has seen.
+
+    Args:
+        version: of the predictor that watches; None where none does.
+        refused: a newer one cannot be used.
+        images: by the scale that was chosen and the one that it would have chosen.
+        failures: requests that it could not decide on.
+    """
+
+    version: str | None = None
+    refused: bool = False
+    images: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    failures: int = 0
+
+
+class ObserverCounts(Collector):
+    """A predictor that only watches, beside the one that serves."""
+
+    def __init__(self) -> None:
+        self.now: Callable[[], Observations] = Observations
+
+    def collect(self) -> Iterator[Metric]:
+        seen = self.now()
+        info = GaugeMetricFamily(
+            "m3_observer_info",
+            "Always 1; the predictor that only watches, `none` without one.",
+            labels=["version"],
+        )
+        info.add_metric([seen.version or NONE], 1)
+        refused = GaugeMetricFamily(
+            "m3_observer_refused",
+            "1 while the predictor that is to watch cannot be used.",
+            labels=[],
+        )
+        refused.add_metric([], float(seen.refused))
+        images = CounterMetricFamily(
+            "m3_observed_images",
+            "Images by the scale that was chosen and the one that the predictor that only watches "
+            "would have chosen.",
+            labels=["scale", "observed"],
+        )
+        for (scale, observed), count in seen.images.items():
+            images.add_metric([str(scale), str(observed)], count)
+        failures = CounterMetricFamily(
+            "m3_observer_failures",
+            "Requests on which the predictor that only watches failed to decide.",
+            labels=[],
+        )
+        failures.add_metric([], seen.failures)
+        yield from (info, refused, images, failures)
 
 
 def _log(trace: Trace) -> None:

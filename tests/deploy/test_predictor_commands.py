@@ -68,3 +68,18 @@ def test_what_is_not_there_is_told(registry: Registry) -> None:
     for arguments in (["promote", "zzz"], ["rollback", "--model", "zzz"]):
         with pytest.raises(RegistryError):
             CliRunner().invoke(app, ["predictors", *arguments], catch_exceptions=False)
+
+
+def test_one_version_may_watch_and_be_relieved(registry: Registry) -> None:
+    one, two = (each.version for each in registry.versions())
+    assert f"{two} watches" in run("observe", two[:6])
+    rows = {row["version"]: row for row in json.loads(run("list", "--json"))}
+    assert [rows[v]["serves"] for v in (one, two)] == [True, False]
+    assert [rows[v]["watches"] for v in (one, two)] == [False, True]
+    run("observe", one)
+    assert [each.watches for each in registry.versions()] == [True, False]
+    assert "watches" not in run("list")  # it serves as well, which is more
+    run("observe", "none")
+    run("observe", "none")
+    assert not any(each.watches for each in registry.versions())
+    assert len(registry.versions()) == 2

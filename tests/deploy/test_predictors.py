@@ -10,7 +10,12 @@ import pytest
 
 from deploy import predictors
 from deploy.config import load
-from deploy.predictors import find_artifact, open_predictor, watch_predictor
+from deploy.predictors import (
+    find_artifact,
+    open_predictor,
+    watch_observed,
+    watch_predictor,
+)
 from m3_backend.messages import ModelInfo
 from predictor import artifact as artifacts
 from predictor.errors import ArtifactError
@@ -186,3 +191,53 @@ def test_what_an_older_release_has_trained_does_not_keep_a_newer_one_from_starti
     named = load("local.yaml", {"predictor": str(home)})
     with pytest.raises(ArtifactError):  # here somebody has asked for it
         watch_predictor(named, model)
+
+
+RECORDED = {"cache.redis": "redis://nowhere:1/0"}
+
+
+async def test_whoever_is_to_watch_may_come_change_and_go(folder: Path, home: Path) -> None:
+    model = model_of(folder)
+    watch = watch_observed(load("local.yaml", RECORDED), model)
+    assert watch is not None
+    assert (watch.predictor, watch.refused) == (None, False)
+    registry = Registry(home)
+    version = registry.add(folder).version
+    registry.observe(version)
+    for _ in range(2):
+        await watch.look()
+    assert watch.version == version
+    registry.observe_none(model.identity)
+    for _ in range(2):
+        await watch.look()
+    assert watch.version is None
+
+
+def test_who_is_to_watch_may_be_named(folder: Path, home: Path) -> None:
+    model = model_of(folder)
+    version = Registry(home).add(folder).version
+    for name in (str(folder), version[:8]):
+        watch = watch_observed(load("local.yaml", RECORDED | {"observe": name}), model)
+        assert watch is not None
+        assert watch.version == version
+
+
+def test_nobody_watches_where_nothing_is_recorded_or_none_is_wanted(folder: Path) -> None:
+    model = model_of(folder)
+    for changes in (RECORDED | {"observe": "none"}, RECORDED | {"records.store": "none"}):
+        assert watch_observed(load("local.yaml", changes), model) is None
+
+
+@pytest.mark.parametrize("name", ["/nowhere", "unheard"])
+async def test_who_cannot_watch_stops_nothing(name: str, folder: Path, home: Path) -> None:
+    Registry(home).make()
+    watch = watch_observed(load("local.yaml", RECORDED | {"observe": name}), model_of(folder))
+    assert watch is not None
+    assert (watch.predictor, watch.refused) == (None, True)
+
+
+def test_one_of_another_model_cannot_watch(folder: Path, home: Path) -> None:
+    other = replace(model_of(folder), identity="f" * 64)
+    watch = watch_observed(load("local.yaml", RECORDED | {"observe": str(folder)}), other)
+    assert watch is not None
+    assert (watch.predictor, watch.refused) == (None, True)

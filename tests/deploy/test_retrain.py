@@ -68,6 +68,14 @@ def test_nothing_to_learn_from_is_told(home: Path) -> None:
             CliRunner().invoke(app, ["retrain", *arguments], catch_exceptions=False)
 
 
+def test_of_correctness_there_are_labels_only_where_somebody_said_what_is_right(home: Path) -> None:
+    store = RecordStore(str(home / "records"))
+    store.append(LABELS, decode([label(row) for row in range(9)])[0])
+    with pytest.raises(OutcomesError, match="of correctness"):
+        CliRunner().invoke(app, ["retrain", "--target", "correctness"], catch_exceptions=False)
+    assert CliRunner().invoke(app, ["retrain", "--target", "luck"]).exit_code == 2
+
+
 def test_windows() -> None:
     week, twelve = since_of("7d"), since_of("12h")
     assert week is not None

@@ -20,9 +20,11 @@ from m3_backend.messages import ImageSlot, Turn
 from m3_backend.scoring import Scorer
 from m3_backend.training.worlds import draw
 from predictor.label_records import SCHEMA
-from predictor.record_store import LABELS, RecordStore
+from predictor.metrics import exact_match
+from predictor.record_store import CORRECTNESS, LABELS, RecordStore
 from router.config import RouterConfig, ShadowConfig
 from router.draws import Draws, order_of, read_order
+from router.held_answers import HeldAnswers
 from router.record_stream import RecordStream
 from router.service import RoutingService
 from router.telemetry import Trace
@@ -42,7 +44,9 @@ def picture(seed: int) -> bytes:
 class World:
     """What a labeller sees: time, idleness, the queue, the stream of labels."""
 
-    def __init__(self, server: RedisServer, scorer: Any, **config: Any) -> None:
+    def __init__(
+        self, server: RedisServer, scorer: Any, held: HeldAnswers | None = None, **config: Any
+    ) -> None:
         self.now, self.idle = 0.0, True
         self.queue = RecordStream(server.url, "shadow", longest=100)
         self.labels = RecordStream(server.url, "labels", longest=100)
@@ -53,6 +57,7 @@ class World:
             lambda: self.idle,
             ShadowConfig(**config),
             replica="replica",
+            held=held,
             clock=self.tick,
             wall=lambda: self.wall,
         )
@@ -81,7 +86,7 @@ def answered(backend: Any, seed: int, **options: Any) -> Trace:
         draws = Draws(ShadowConfig(uniform_share=1.0), random.Random(1))
         service = RoutingService(backend, backend.predictor, RouterConfig(), draws=draws)
         trace = Trace(f"{seed:032x}")
-        body = chat(picture(seed), question=QUESTION, max_tokens=12, **options)
+        body = chat(picture(seed), **{"question": QUESTION, "max_tokens": 12} | options)
         answer = await service.handle(json.dumps(body).encode(), trace)
         async for _ in answer:
             pass
@@ -122,6 +127,34 @@ def test_a_label_says_what_every_scale_makes_of_it(
         assert row["answer_tokens"] == len(answers[-1].token_ids)
     assert world.labeller.stats.outcomes == {("labelled", "low"): 3}
     assert world.queue.length() == 0
+
+
+def test_what_every_scale_answers_is_held_for_feedback(
+    m3_tiny: Any, scorer: Any, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Whatever turns out to be right, the label says which scales would have said it."""
+    correct = RecordStream(redis_server.url, "correctness", longest=100)
+    held = HeldAnswers(redis_server.url, correct.append, ttl_s=1e4, timeout_s=5.0)
+    world = World(redis_server, scorer, held, max_tokens=12)
+    question = "What does the text say?"  # on which scales differ
+    offline = Scorer(m3_tiny._engine._runner.checkpoint)
+    expected = {}
+    for seed in range(4):
+        trace = answered(m3_tiny, seed, question=question)
+        world.queue.append([order_of(trace)])
+        world.now += 1000
+        assert world.labeller.step()
+        image = replace(trace.draw.request.images[0], data=picture(seed))  # type: ignore[union-attr]
+        [[answers]] = offline.answers([(image, [question])], max_tokens=12)
+        assert isinstance(answers, tuple)
+        right = answers[seed].text
+        assert held.judged(trace.request_id, [right])
+        expected[trace.request_id] = [exact_match(answer.text, [right]) for answer in answers]
+    assert len({text for texts in expected.values() for text in texts}) == 2
+    store = RecordStore(str(tmp_path))
+    Recorder([Lane(CORRECTNESS, correct)], store, name="r", batch=100).write_all()
+    rows = [row for table in store.read(CORRECTNESS) for row in table.to_pylist()]
+    assert {row["request_id"]: row["correct"] for row in rows} == expected
 
 
 @pytest.fixture

@@ -45,9 +45,13 @@ class Sandbox:
         return [path for path in self.folder.rglob("*") if not path.is_dir()]
 
     def remains(self) -> list[Path]:
-        """Those that are not meant to outlive the service, as records are."""
-        records = self.folder / "home/.local/state/m3-router/records"
-        return [path for path in self.files() if records not in path.parents]
+        """Those that are not meant to outlive the service, as records and predictors are."""
+        return [path for path in self.files() if self.state not in path.parents]
+
+    @property
+    def state(self) -> Path:
+        """What this user's own service keeps."""
+        return self.folder / "home/.local/state/m3-router"
 
     def processes(self) -> dict[int, str]:
         """Living processes that came from this one since: id and command line."""

@@ -116,3 +116,63 @@ def test_weights_make_a_biased_draw_the_traffic_again() -> None:
     whole = standing(knows(samples, 0.5), samples, 0.05)
     estimated = standing(knows(biased, 0.5), biased, 0.05)
     assert estimated.tokens_at_regret == pytest.approx(whole.tokens_at_regret, rel=0.1)
+
+
+def unequal(count: int = 2_000) -> HeldOut:
+    """A third of the questions each needs 1, 36 and 576 tokens; some of the last fail there too."""
+    rng = np.random.default_rng(3)
+    kind = rng.integers(0, 3, count)
+    rows = np.array(
+        [[True] * 5, [False, False, True, True, True], [False, False, False, False, True]]
+    )
+    return HeldOut(
+        success=rows[kind],
+        tokens=np.tile(TOKENS, (count, 1)),
+        images=np.array([str(n // 2) for n in range(count)], dtype=object),
+        groups=np.full(count, "all", dtype=object),
+        weights=np.ones(count),
+    )
+
+
+def tells_apart(samples: HeldOut, *, coarse: bool) -> Contestant:
+    """Knows who needs the finest scale, and perhaps also who needs more than the coarsest.
+
+    About one in twenty it is wrong, so that a bound of nothing is kept by the finest scale only.
+    """
+    p = samples.success.astype(float)
+    if not coarse:
+        easy = p[:, 2] == 1
+        p[easy] = p[easy].mean(axis=0)
+    p[::20] = 1.0
+    return Contestant(np.clip(p, 0.005, 0.995), Thresholds((0.0,), (1e-4,)))
+
+
+def test_one_that_closes_more_of_the_oracle_gap_is_better_though_no_cheaper_at_the_bound() -> None:
+    samples = unequal()
+    new, old = tells_apart(samples, coarse=True), tells_apart(samples, coarse=False)
+    verdict = decide(new, old, samples, bound=0.0)
+    assert verdict.gain == 0
+    assert verdict.gap_gain > 0.05
+    assert verdict.gap_confidence == 1.0
+    assert verdict.better, verdict.refused
+    assert "of the oracle gap closed" in verdict.won
+    backwards = decide(old, new, samples, bound=0.0)
+    assert backwards.gap_gain < 0
+    assert not backwards.better
+
+
+def test_without_a_predictor_no_gap_is_closed() -> None:
+    samples = held_out()
+    verdict = decide(knows(samples), None, samples, bound=0.05)
+    assert verdict.candidate.gap_closed is not None
+    assert verdict.gap_gain == pytest.approx(verdict.candidate.gap_closed)
+
+
+def test_what_is_dearer_at_the_bound_is_not_won_by_the_gap() -> None:
+    samples = held_out()
+    new, old = knows(samples), knows(samples, 0.3)
+    reckless = Tolerances(gain=1.0, tokens=-1.0)  # nothing is cheap enough
+    verdict = decide(new, old, samples, bound=0.05, tolerances=reckless)
+    assert verdict.gap_gain > 0.1
+    assert verdict.won == ""
+    assert any(reason.startswith("not better") for reason in verdict.refused)
