@@ -69,7 +69,9 @@ def looked_again(table: OutcomeTable) -> tuple[OutcomeTable, NDArray[np.bool_]]:
     test = table.part("test")
     pictures = list(dict.fromkeys(test.image.tolist()))[:PICTURES]
     part = test.take(np.isin(test.image, pictures))
-    out = ROOT / "runs" / "ceiling" / f"looks-{table.source.identity[:12]}-{PICTURES}x{LOOKS}.parquet"
+    out = (
+        ROOT / "runs" / "ceiling" / f"looks-{table.source.identity[:12]}-{PICTURES}x{LOOKS}.parquet"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     if not out.is_file():
         with tqdm(total=len(part) * LOOKS, unit="question", desc="looks") as bar:
