@@ -196,39 +196,6 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
-        "Quality",
-        (
-            Panel(
-                "Regret and its bound",
-                (
-                    ("m3_regret", "regret, {{predictor}}"),
-                    ("m3_regret_low", "at least"),
-                    ("m3_regret_high", "at most"),
-                    ("m3_regret_bound", "promised"),
-                ),
-                "percentunit",
-                says="By shadow labels of the uniform stratum; the interval holds at all times.",
-            ),
-            Panel(
-                "Labels",
-                (
-                    (
-                        f"sum by (outcome) ({rate('m3_shadow_draws_total')})",
-                        "{{outcome}}",
-                    ),
-                ),
-                "reqps",
-                stack=True,
-            ),
-            Panel(
-                "Which predictor decides",
-                (("count by (version) (m3_predictor_info)", "{{version}}"),),
-                "none",
-                stack=True,
-            ),
-        ),
-    ),
-    (
         "Cache and records",
         (
             Panel(
@@ -238,6 +205,18 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 stack=True,
             ),
             Panel("Features in memory", (("sum(m3_feature_cache_bytes)", "bytes"),), "bytes"),
+            Panel(
+                "Shadow labels",
+                ((f"sum by (outcome) ({rate('m3_shadow_draws_total')})", "{{outcome}}"),),
+                "reqps",
+                stack=True,
+            ),
+            Panel(
+                "Which predictor decides, by ingress replicas",
+                (("count by (version) (m3_predictor_info)", "{{version}}"),),
+                "none",
+                stack=True,
+            ),
             Panel(
                 "KV memory",
                 (

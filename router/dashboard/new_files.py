@@ -56,7 +56,10 @@ class NewFiles:
 
     def _is_wanted(self, folder: str) -> bool:
         _, marker, day = folder.rpartition(_DAY)
-        return bool(marker) and self._days(date.fromisoformat(day))
+        try:
+            return bool(marker) and self._days(date.fromisoformat(day))
+        except ValueError:  # somebody else's folder
+            return False
 
     def _of_day(self, folder: str) -> Iterator[pa.Table]:
         done = self._read.setdefault(folder, set())

@@ -10,6 +10,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -253,6 +254,7 @@ def test_prometheus_finds_data_for_every_panel_of_the_dashboard(
             with ThreadPoolExecutor(12) as crowd:
                 answers = list(crowd.map(lambda _: post(service, body).status_code, range(12)))
             assert 200 in answers
+            time.sleep(0.5)  # labels are made while nobody asks
             seen.update(ask for ask in set(asks) - seen if watching.query(ask))
             return seen == set(asks)
 

@@ -176,6 +176,7 @@ def test_a_broken_file_leaves_the_others(folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "records"
     shutil.copytree(folder, root)
     (root / "requests" / "date=2026-11-25" / "broken.parquet").write_bytes(b"PAR1 not really")
+    (root / "requests" / "date=notes").mkdir()
     assert RollUps(str(root), clock=lambda: NOW).refresh() == RECORDS
 
 

@@ -56,7 +56,7 @@ function stacked(lines) {
 function bands(lines) {
   return lines.flatMap((line, index) => {
     const edges = lines.map((one, at) => (one.edge === index ? at + 1 : 0)).filter(Boolean);
-    return edges.length === 2 ? [{ series: edges, fill: faint(colour(line.tone), 0.12) }] : [];
+    return edges.length === 2 ? [{ series: edges.reverse(), fill: faint(colour(line.tone), 0.12) }] : [];
   });
 }
 

@@ -8,7 +8,7 @@ import { head, panel, tile } from "./panels.js";
 
 const SIDE = 260;
 const EDGE = { left: 42, right: 12, top: 10, bottom: 38 };
-const TONES = ["scale-3", "scale-5", "scale-1", "scale-4", "scale-2"];
+const TONES = ["ink", "phase-encode", "phase-fetch", "phase-queue"]; // of predictors, the latest first
 
 const interval = (low, high) => (low === null ? "" : `${percent(low, 1)} to ${percent(high, 1)}`);
 
@@ -101,7 +101,9 @@ export function quality(root, service) {
 
   function drawRegret(data) {
     const { predictors: lines, at } = data.over_time;
-    const drawn = Object.entries(lines).flatMap(([name, line], index) => {
+    const order = data.predictors.map((row) => row.predictor ?? "none").filter((name) => lines[name]);
+    const drawn = order.flatMap((name, index) => {
+      const line = lines[name];
       const tone = TONES[index % TONES.length];
       const first = index * 4;
       return [
