@@ -109,7 +109,10 @@ class Ours:
     ) -> None:
         defaults: dict[str, Any] = {"max_batch": callers, "max_context": CONTEXT}
         # Of requests that are many, each on one core, rather than every product on all of them.
-        defaults |= {"threads": 1, "towers": THREADS} if callers > 1 else {"threads": THREADS}
+        if callers > 1:
+            defaults |= {"threads": 1, "towers": THREADS, "preparation_threads": 4 * THREADS}
+        else:
+            defaults |= {"threads": THREADS}
         self.engine = TorchEngine(
             checkpoint, FeatureCache(cache_bytes), EngineSettings(**defaults | settings)
         )

@@ -148,6 +148,7 @@ def random_model(
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.02)
     model.restore_buffers(device)
+    model.choose_attention()
     return model.requires_grad_(False).eval()
 
 

@@ -51,7 +51,9 @@ class ModelConfig(Section):
         checkpoint: "m3-tiny", a folder, or a repository name on the Hugging Face hub.
         dtype: "auto" is the one the checkpoint was saved in, where the device has it.
         device: "auto" is CUDA if the replica was given a GPU, else the CPU.
-        threads: CPU threads of a replica; None takes `serve.replica.num_cpus`.
+        threads: CPU threads of one operation; None takes `serve.replica.num_cpus`. With fewer, as
+            many pictures are encoded at once as there are CPUs for: more requests per second, each
+            of them a little later.
         max_batch: requests in the running batch at once, if their tokens fit into KV memory.
         max_context: tokens per request, prompt and answer; None takes the checkpoint's own bound.
         kv_tokens: tokens of KV memory, taken at the start; requests are admitted by what they need
@@ -364,8 +366,13 @@ class Config(Section):
 
     @property
     def threads(self) -> int:
-        """CPU threads of one model replica."""
+        """CPU threads of one operation of a model replica."""
         return self.model.threads or max(1, int(self.serve.replica.num_cpus))
+
+    @property
+    def towers(self) -> int:
+        """Pictures that a model replica encodes at once on a CPU."""
+        return max(1, int(self.serve.replica.num_cpus) // self.threads)
 
     @property
     def http_timeout_s(self) -> float:

@@ -56,6 +56,7 @@ def open_engine(config: Config, *, replica: str) -> TorchEngine:
             kv_tokens=config.model.kv_tokens,
             prefill_budget=config.model.prefill_budget,
             threads=config.threads,
+            towers=config.towers,
             replica=replica,
         ),
     )

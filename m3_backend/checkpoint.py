@@ -23,7 +23,6 @@ from transformers import (
     LlavaNextConfig,
 )
 
-from m3_backend import attention
 from m3_backend.costs import ModelShape
 from m3_backend.errors import CheckpointError
 from m3_backend.model import M3Model
@@ -131,8 +130,7 @@ def open_checkpoint(
             newline=description.preprocessing.tiling is not None,
         )
     load_weights(model, description.files, dtype=chosen, device=target)
-    if attention.is_quicker(chosen, target):
-        model.vision_tower.set_attn_implementation(attention.register())
+    model.choose_attention()
     return Checkpoint(
         name=str(name_or_path),
         identity=identity_of(

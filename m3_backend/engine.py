@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from m3_backend.answer_text import AnswerText
@@ -61,6 +60,7 @@ from m3_backend.runner import ModelRunner
 from m3_backend.sampling import choose, token_logprob
 from m3_backend.scheduler import Piece, Scheduler, Step
 from m3_backend.stats import EngineStats, MemoryStats
+from m3_backend.threads import use_threads
 from m3_backend.tower import VisionTower
 from m3_backend.waiting import WaitingLine
 
@@ -68,6 +68,7 @@ _log = logging.getLogger(__name__)
 
 _CACHE_BYTES = 256 << 20
 _STEP_MS = 25.0  # of prefill in one step, and of one pass of the vision tower
+_CPU_TOWER_MS = 100.0  # of the latter on a CPU, where it holds nobody up who is answering
 _SMALLEST_BUDGET = 64
 _SHORT = 64  # prompt tokens that hardly make a pass over answers longer
 _FATAL_FAILURES = 3  # one request that the model cannot take looks like a lost device, too
@@ -106,8 +107,8 @@ class EngineSettings:
             in 25 ms, so that nobody's answer waits longer than that for others' prompts.
         preparation_threads: requests whose images are fetched or decoded at once.
         threads: CPU threads of one torch operation; None leaves torch's own choice.
-        towers: passes of the vision tower at once. More than one pays on a CPU with more cores than
-            `threads`, and takes them from nobody else.
+        towers: passes of the vision tower at once on a CPU, where more than one pays if there are
+            more cores than `threads`. An accelerator runs one.
         replica: names this replica in Started.
     """
 
@@ -149,8 +150,8 @@ class TorchEngine:
         clock: Callable[[], float] = time.perf_counter,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
+        self._use_threads = partial(_use_threads, settings.threads)
+        self._use_threads()
         context = min(settings.max_context or checkpoint.max_context, checkpoint.max_context)
         memory = KvMemory(settings.kv_tokens or settings.max_batch * context)
         context = min(context, memory.tokens)
@@ -167,8 +168,9 @@ class TorchEngine:
             max_context=context,
             costs=measure_costs(self._runner),
         )
-        most = _images_within(_STEP_MS, self._info.costs)
-        tower = VisionTower(self._runner, most, settings.towers, clock)
+        on_cpu = checkpoint.device.type == "cpu"
+        most = _images_within(_CPU_TOWER_MS if on_cpu else _STEP_MS, self._info.costs)
+        tower = VisionTower(self._runner, most, settings.towers if on_cpu else 1, clock)
         self._preparation = Preparation(self._runner, tower, cache, memory, context)
         budget = settings.prefill_budget or _tokens_within(_STEP_MS, self._info.costs)
         self._scheduler: Scheduler[Job] = Scheduler(settings.max_batch, budget, memory)
@@ -181,7 +183,11 @@ class TorchEngine:
         self._had_line = False  # and not only for its own preparation
         self._closing = False
         self._failures = 0  # of the device, since the last step that gave anything
-        self._pool = ThreadPoolExecutor(settings.preparation_threads, thread_name_prefix="prepare")
+        self._pool = ThreadPoolExecutor(
+            settings.preparation_threads,
+            thread_name_prefix="prepare",
+            initializer=self._use_threads,
+        )
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
 
@@ -388,6 +394,7 @@ class TorchEngine:
     # From here on: the engine's own thread.
 
     def _serve(self) -> None:
+        self._use_threads()
         try:
             while self._collect():
                 step = self._scheduler.schedule()
@@ -605,7 +612,7 @@ def _passes(step: Step[Job]) -> list[list[Piece[Job]]]:
     and short prompts cost one pass together.
     """
     first = [Piece(job, 1) for job in step.decode]
-    rest = []
+    rest: list[Piece[Job]] = []
     for piece in step.prefill:
         (first if piece.is_last and piece.tokens <= _SHORT else rest).append(piece)
     return [pieces for pieces in (first, rest) if pieces]
@@ -629,6 +636,12 @@ def _tokens_within(milliseconds: float, costs: CostModel) -> int:
 def _images_within(milliseconds: float, costs: CostModel) -> int:
     """Images that are encoded in that time, one after the other."""
     return max(1, int(milliseconds / max(costs.encode_ms, 1e-6)))
+
+
+def _use_threads(count: int | None) -> None:
+    """For this thread's own operations: each thread has a number of its own from its start."""
+    if count is not None:
+        use_threads(count)
 
 
 def _deliver(

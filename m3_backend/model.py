@@ -10,6 +10,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from m3_backend import attention
+
 
 class Projector(nn.Module):
     """Two linear layers from the vision tower's width to the language model's."""
@@ -59,6 +61,12 @@ class M3Model(nn.Module):
         embeddings.register_buffer("position_ids", positions, persistent=False)
         decoder = self.language_model.model
         decoder.rotary_emb = LlamaRotaryEmbedding(decoder.config).to(device)
+
+    def choose_attention(self) -> None:
+        """What is quickest for the vision tower's weights, where they are now."""
+        weight = self.projector.linear_1.weight
+        if attention.is_quicker(weight.dtype, weight.device):
+            self.vision_tower.set_attn_implementation(attention.register())
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:

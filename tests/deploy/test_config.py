@@ -111,6 +111,13 @@ def test_threads_follow_the_reserved_cpus() -> None:
     assert load("local.yaml", {"serve.replica.num_cpus": 0.5}).threads == 1
 
 
+def test_cpus_beyond_the_threads_of_an_operation_encode_pictures() -> None:
+    assert load("local.yaml", {"serve.replica.num_cpus": 4}).towers == 1
+    changes = {"serve.replica.num_cpus": 4, "model.threads": 1}
+    assert load("local.yaml", changes).towers == 4
+    assert load("local.yaml", {"serve.replica.num_cpus": 0.5, "model.threads": 2}).towers == 1
+
+
 def test_who_is_let_in_without_a_key() -> None:
     assert not Config().is_open_to_all
     for host in ("0.0.0.0", "::", "10.0.0.7", "example.org"):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from m3_backend.checkpoint import Checkpoint, open_checkpoint
-from m3_backend.engine import EngineSettings, TorchEngine
+from m3_backend.engine import EngineSettings, TorchEngine, _passes
 from m3_backend.errors import (
     BackendError,
     ContextLengthError,
@@ -41,6 +41,7 @@ from m3_backend.messages import (
     digest_of,
 )
 from m3_backend.prompt import Prompt
+from m3_backend.scheduler import Piece, Step
 from tests.conftest import RedisServer
 from tests.m3_backend.support import LLAVA15, NEXT, golden_image, picture
 
@@ -543,6 +544,47 @@ async def test_a_crash_in_prefill_leaves_the_running_answers_alone(
             assert isinstance(result, list) and tokens_of(result) == expected
         else:
             assert isinstance(result, BackendError)
+
+
+async def test_a_short_prompt_that_crashes_beside_answers_takes_none_of_them_along(
+    speaking: Checkpoint, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(speaking, max_batch=4)
+    calm = request(sampling=Sampling(max_tokens=200))
+    expected = tokens_of(await collect(engine.generate(calm)))
+    prefill, beside = engine._runner.prefill, []
+
+    def crash(spans: list[Span], prompts: list[Tensor]) -> Tensor:
+        if any(span.new > 1 for span in spans) and bad:
+            beside.append(len(spans))
+            raise RuntimeError("no memory")
+        return prefill(spans, prompts)
+
+    bad = False
+    monkeypatch.setattr(engine._runner, "prefill", crash)
+    stream = engine.generate(calm)
+    events = [await anext(stream), await anext(stream)]  # it is answering
+    bad = True
+    with pytest.raises(BackendError):
+        await collect(engine.generate(request("Why?")))
+    bad = False
+    events += await collect(stream)
+    assert tokens_of(events) == expected
+    assert beside == [2, 1]  # with the answer, then without it
+
+
+def test_short_prompts_go_with_the_answers_and_before_long_ones() -> None:
+    class Prompt:
+        def __init__(self, length: int, cached: int = 0) -> None:
+            self.length, self.cached = length, cached
+
+    answering, short, long, rest = Prompt(50, 49), Prompt(60), Prompt(600), Prompt(600, 570)
+    step: Any = Step(
+        decode=(answering,), prefill=(Piece(long, 40), Piece(short, 60), Piece(rest, 30))
+    )
+    passes = [[piece.request for piece in pieces] for pieces in _passes(step)]
+    assert passes == [[answering, short, rest], [long]]
+    assert _passes(Step()) == []
 
 
 async def test_closing_ends_open_requests_and_refuses_new_ones(
