@@ -57,6 +57,7 @@ SETTINGS = {
     "router.shadow.uniform_share": 1.0,
     "router.shadow.budget": 1.0,
     "records.every_s": 1,
+    "router.drift.every_s": 1,
 }
 
 
@@ -210,6 +211,13 @@ def faults(run: Run, day_s: float) -> None:
 
     if TIGHTENED & run.wanted:
         run.until_firing("a predictor that breaks its promise", TIGHTENED, calmly)
+
+    with ThreadPoolExecutor(4) as callers:
+
+        def few() -> None:
+            list(callers.map(run.ask, [next(seeds) for _ in range(4)]))
+
+        run.until_firing("pictures of a kind that is new", {"M3TrafficMoved"}, few)
 
     [current] = run.registry.root.glob("*/CURRENT")
     broken = current.resolve().with_name("0" * 16)

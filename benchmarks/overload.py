@@ -82,8 +82,12 @@ def run() -> None:
         draw_timeline(replies, capacity).savefig(folder / "overload.png", dpi=160)
 
 
-def bodies() -> Body:
-    """Makes the body of request number n; each has a salt of its own, so nothing is cached."""
+def bodies(per_request: int = PER_REQUEST) -> Body:
+    """Makes the body of request number n; each has a salt of its own, so nothing is cached.
+
+    Args:
+        per_request: pictures in each.
+    """
     drawn = [draw("overload", index, seed=7) for index in range(PICTURES)]
     pieces = []
     for picture in drawn:
@@ -95,13 +99,13 @@ def bodies() -> Body:
     run_id = random.getrandbits(32)
 
     def body(number: int) -> bytes:
-        chosen = [pieces[(number * PER_REQUEST + at) % PICTURES] for at in range(PER_REQUEST)]
+        chosen = [pieces[(number * per_request + at) % PICTURES] for at in range(per_request)]
         return b"".join(
             (
                 b'{"model":"m3-auto","max_tokens":16,"m3":{"cache_salt":"%d-' % run_id,
                 b'%d"},"messages":[{"role":"user","content":[' % number,
                 b",".join(chosen),
-                b',{"type":"text","text":%s}]}]}' % questions[number * PER_REQUEST % PICTURES],
+                b',{"type":"text","text":%s}]}]}' % questions[number * per_request % PICTURES],
             )
         )
 

@@ -257,6 +257,28 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
         ),
     ),
+    (
+        "Drift and tightening",
+        (
+            Panel(
+                "Thresholds and tightening",
+                (
+                    ("m3_threshold_regret_low", "at least, {{predictor}} at {{bound}}"),
+                    ("max(m3_tightened)", "tightened"),
+                ),
+                "none",
+            ),
+            Panel(
+                "Drift",
+                (
+                    ("max by (kind) (m3_drift_psi)", "{{kind}}"),
+                    ("max(m3_drift_warning)", "warning"),
+                ),
+                "none",
+                says="Largest population stability index by kind; 0.25 is a shift.",
+            ),
+        ),
+    ),
 )
 
 

@@ -26,12 +26,14 @@ from router.access import Access
 from router.admission import Admission
 from router.dashboard.looks import Looked
 from router.draws import Draws, is_drawn, order_of
+from router.drift import DriftWatch
 from router.http import build_app
 from router.observing import Observer
 from router.pools import PoolLoads
 from router.recording import Outbox, Recording
 from router.service import RoutingService
 from router.telemetry import Line, Telemetry, installed_version
+from router.tightening import Board, TighteningWatch
 from router.tracing import open_tracing
 
 DRAWN_BUFFER = 64  # drawn requests that wait for Redis; they may hold their images
@@ -93,7 +95,10 @@ class Ingress:
             observer.use(observed.predictor, refused=observed.refused)
         recording = self._recording = open_recording(config, self._name, observer)
         drawing = open_drawing(config)
-        followers = [tracing, recording, drawing, open_receipting(config)]
+        drift = None
+        if config.router.drift.window:
+            drift = DriftWatch(config.router.drift, lambda: service.in_force)
+        followers = [tracing, recording, drawing, open_receipting(config), drift]
         self._telemetry = telemetry = Telemetry({"ingress": self._name}, followers)
         recorders = RecorderMetrics(self._ask_recorders)
         if observer is not None:
@@ -112,6 +117,8 @@ class Ingress:
             followed = [] if watch is None else [watch.keep(service)]
             if observer is not None and observed is not None:
                 followed.append(observed.keep(observer))
+            if (tightening := open_tightening(config)) is not None:
+                followed.append(tightening.keep(service))
             await asyncio.gather(*followed)
 
         async def before_scrape() -> None:
@@ -140,6 +147,7 @@ class Ingress:
             before_scrape=before_scrape,
             background=background,
             examples=EXAMPLES,
+            drift=drift,
             records=None if self._dashboard is None else self._look,
             feedback=open_feedback(config),
         )
@@ -173,6 +181,15 @@ class Ingress:
     async def _ask_ingresses(self) -> dict[str, Exposed]:
         ingresses = serve.get_deployment_handle(self._deployment, self._app)
         return dict(await ingresses.broadcast("exposed").results_async())
+
+
+def open_tightening(config: Config) -> TighteningWatch | None:
+    """What follows the labels' say on thresholds; None where none are made."""
+    if not config.shadow_labels:
+        return None
+    url = config.records_redis_url
+    assert url is not None
+    return TighteningWatch(Board(url))
 
 
 def open_recording(

@@ -121,13 +121,24 @@ RECORDER_GAUGES: dict[str, tuple[str, Callable[[RecorderStats], float]]] = {
 REGRET_GAUGES: dict[str, tuple[str, Callable[[Estimate], float]]] = {
     "m3_regret": (
         "Share of requests that the finest scale answers and the chosen one does not, by labels of "
-        "the uniform stratum, for each of the last predictors.",
+        "the uniform stratum, for each of the last predictors and what it was tightened to.",
         lambda e: e.regret,
     ),
     "m3_regret_low": ("Its 95% confidence sequence: at least this.", lambda e: e.low),
     "m3_regret_high": ("Its 95% confidence sequence: at most this.", lambda e: e.high),
-    "m3_regret_bound": ("Mean of the bounds that those choices were made at.", lambda e: e.bound),
+    "m3_regret_bound": ("Mean of the bounds that were promised with them.", lambda e: e.bound),
     "m3_regret_labels": ("Labels that the estimate is made from.", lambda e: e.labels),
+}
+THRESHOLD_GAUGES: dict[str, tuple[str, Callable[[Estimate], float]]] = {
+    "m3_threshold_regret": (
+        "The same, had all requests been decided at the price certified for this bound; of "
+        "predictors that promise agreement.",
+        lambda e: e.regret,
+    ),
+    "m3_threshold_regret_low": (
+        "Its 95% confidence sequence: at least this. Above the bound it is broken.",
+        lambda e: e.low,
+    ),
 }
 RECORDER_COUNTERS: dict[str, tuple[str, Callable[[RecorderStats], float]]] = {
     "m3_recorder_written": ("Records put into files.", lambda s: s.written),
@@ -151,10 +162,18 @@ class RecorderMetrics(_Asked[RecorderStats]):
     def collect(self) -> Iterator[Metric]:
         yield from self._families("recorder", RECORDER_GAUGES, RECORDER_COUNTERS)
         for name, (text, told) in REGRET_GAUGES.items():
-            metric = GaugeMetricFamily(name, text, labels=["recorder", "predictor"])
+            metric = GaugeMetricFamily(name, text, labels=["recorder", "predictor", "tightened_to"])
             for recorder, stats in self.latest.items():
-                for version, estimate in stats.regret.items():
-                    metric.add_metric([recorder, version], told(estimate))
+                for (version, to), estimate in stats.regret.items():
+                    labels = [recorder, version, "no" if to is None else f"{to:g}"]
+                    metric.add_metric(labels, told(estimate))
+            yield metric
+        for name, (text, told) in THRESHOLD_GAUGES.items():
+            metric = GaugeMetricFamily(name, text, labels=["recorder", "predictor", "bound"])
+            for recorder, stats in self.latest.items():
+                for version, found in stats.thresholds.items():
+                    for bound, estimate in found.items():
+                        metric.add_metric([recorder, version, f"{bound:g}"], told(estimate))
             yield metric
 
 

@@ -24,8 +24,9 @@ from predictor.record_store import (
     Kind,
     RecordStore,
 )
-from predictor.regret import Estimate, RegretLedger
+from predictor.regret import Estimate, RegretLedger, Served
 from router.record_stream import RecordStream
+from router.tightening import Board, Publisher
 
 logger = logging.getLogger("m3_router.records")
 
@@ -49,6 +50,7 @@ class RecorderStats:
         waiting: entries on the stream when it last looked.
         failing: whether the last attempt failed.
         regret: what the labels in files say of each predictor's decisions.
+        thresholds: and of the price of each of its bounds.
     """
 
     written: int = 0
@@ -57,7 +59,8 @@ class RecorderStats:
     errors: int = 0
     waiting: int = 0
     failing: bool = False
-    regret: Mapping[str, Estimate] = field(default_factory=dict)
+    regret: Mapping[Served, Estimate] = field(default_factory=dict)
+    thresholds: Mapping[str, Mapping[float, Estimate]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Recorder:
         name: of this consumer, its own.
         batch: most records in a file.
         retention_days: whole days that are kept; None keeps all.
+        publisher: tells every ingress what labels say of thresholds; None tells nobody.
         clock: Unix time, seconds.
     """
 
@@ -86,6 +90,7 @@ class Recorder:
         name: str,
         batch: int,
         retention_days: int | None = None,
+        publisher: Publisher | None = None,
         clock: Callable[[], float] = time.time,
         abandoned_ms: int = ABANDONED_MS,
     ) -> None:
@@ -95,7 +100,8 @@ class Recorder:
         self._lock = threading.Lock()  # one batch at a time
         self._compacted_at = float("-inf")
         self._ledger = RegretLedger()
-        self._broken: set[str] = set()  # predictors of which that was said
+        self._publisher = publisher
+        self._broken: set[tuple[str, float]] = set()  # predictors and bounds of which it was said
         self.stats = RecorderStats()
 
     def write(self) -> bool:
@@ -168,19 +174,22 @@ class Recorder:
             logger.error("labels cannot be read, regret is not estimated: %r", error)
 
     def _tell_regret(self) -> None:
-        estimates = self._ledger.estimates()
-        self.stats = replace(self.stats, regret=estimates)
-        for version, estimate in estimates.items():
-            if estimate.is_broken and version not in self._broken:
-                self._broken.add(version)
-                logger.warning(
-                    "predictor %s breaks its bound: regret is at least %.3f with 95%% confidence, "
-                    "promised %.3f (%d labels); retrain, or lower router.max_regret",
-                    version,
-                    estimate.low,
-                    estimate.bound,
-                    estimate.labels,
-                )
+        thresholds = self._ledger.thresholds()
+        self.stats = replace(self.stats, regret=self._ledger.estimates(), thresholds=thresholds)
+        if self._publisher is not None:
+            self._publisher.publish(self._ledger.lows())
+        for version, found in thresholds.items():
+            for bound, estimate in found.items():
+                if estimate.is_broken and (version, bound) not in self._broken:
+                    self._broken.add((version, bound))
+                    logger.warning(
+                        "predictor %s breaks its bound of %g: regret is at least %.3f with 95%% "
+                        "confidence (%d labels); retrain, or lower router.max_regret",
+                        version,
+                        bound,
+                        estimate.low,
+                        estimate.labels,
+                    )
 
     def _write(self, lane: Lane) -> bool:
         entries = lane.stream.take(self._name, self._batch, self._abandoned_ms)
@@ -216,6 +225,7 @@ def open_recorder(config: Config, name: str) -> Recorder:
         name=name,
         batch=settings.batch,
         retention_days=settings.retention_days,
+        publisher=Publisher(Board(url)),
     )
 
 

@@ -265,6 +265,7 @@ class TorchEngine:
                 salt=request.cache_salt,
                 deadline=request.deadline,
                 priority=request.priority,
+                keep_s=request.keep_s,
             )
         )
 

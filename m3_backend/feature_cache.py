@@ -34,6 +34,7 @@ Storage = Literal["exact", "int8"]
 _SMOOTHING = 0.2
 _FETCH_BASE_MS = 1.0
 _FETCH_BYTES_PER_MS = 500_000.0  # until measured
+_PINNED_SHARE = 0.25  # of the memory, at most
 _MEASURED_FROM_BYTES = 64 << 10  # smaller fetches say nothing about bandwidth
 
 
@@ -118,7 +119,8 @@ class FeatureCache:
     """Thread-safe.
 
     Args:
-        memory_bytes: bound of the in-process level; the least recently used entry goes first.
+        memory_bytes: bound of the in-process level; the least recently used entry goes first, of
+            those that are not pinned.
         redis_url: the level shared between processes, or None.
         ttl_s: seconds an entry lives in Redis.
         timeout_s: longest wait for Redis, whatever encoding would take.
@@ -152,7 +154,9 @@ class FeatureCache:
         )
         self._lock = threading.Lock()
         self._entries: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._bytes = 0
+        self._bytes = 0  # of pinned entries too
+        self._pinned: dict[bytes, tuple[Tensor, float]] = {}  # features, and until when
+        self._pinned_bytes = 0
         self._flights: dict[bytes, Future[Tensor]] = {}
         self._hits: dict[CacheLevel, int] = {"memory": 0, "redis": 0, "miss": 0}
         self._encodes = 0
@@ -209,6 +213,34 @@ class FeatureCache:
         scales = source.ladder.scales
         return {scale: source.features(source.pool(found, scale)) for scale in scales}
 
+    def pin(self, source: FeatureSource, seconds: float) -> bool:
+        """Keeps the finest features of `source` in memory for so long, if they are there and there
+        is room: a quarter of the memory holds what is pinned. Whether they are kept.
+        """
+        with self._lock:
+            self._unpin_overdue()
+            until = self._clock() + seconds
+            for key in _finest_keys(source):
+                if key in self._pinned:
+                    features, before = self._pinned[key]
+                    self._pinned[key] = features, max(before, until)
+                    return True
+                found = self._entries.get(key)
+                if found is None:
+                    continue
+                if self._pinned_bytes + found.nbytes > _PINNED_SHARE * self._limit:
+                    return False
+                self._pinned[key] = self._entries.pop(key), until
+                self._pinned_bytes += found.nbytes
+                return True
+            return False
+
+    def unpin(self, source: FeatureSource) -> None:
+        """Lets go of what was pinned; it is then the most recently used entry."""
+        with self._lock:
+            for key in _finest_keys(source):
+                self._unpin(key)
+
     def stats(self) -> CacheStats:
         with self._lock:
             return CacheStats(
@@ -219,7 +251,7 @@ class FeatureCache:
                 redis_errors=self._redis.errors if self._redis else 0,
                 redis_rejected=self._rejected,
                 breaker=self._redis.breaker.state if self._redis else None,
-                entries=len(self._entries),
+                entries=len(self._entries) + len(self._pinned),
                 bytes=self._bytes,
             )
 
@@ -309,19 +341,33 @@ class FeatureCache:
             if (entry := self._entries.get(key)) is not None:
                 self._entries.move_to_end(key)
                 return entry
+            if (pinned := self._pinned.get(key)) is not None:
+                return pinned[0]
         return None
 
     def _remember(self, source: FeatureSource, *entries: Tensor) -> None:
         with self._lock:
             for entry in entries:
                 key = source.key(entry.shape[1])
-                if key in self._entries or entry.nbytes > self._limit:
+                if key in self._entries or key in self._pinned or entry.nbytes > self._limit:
                     continue
                 self._entries[key] = entry
                 self._bytes += entry.nbytes
+            self._unpin_overdue()
             while self._bytes > self._limit:
                 _, evicted = self._entries.popitem(last=False)
                 self._bytes -= evicted.nbytes
+
+    def _unpin(self, key: bytes) -> None:
+        if key in self._pinned:
+            features, _ = self._pinned.pop(key)
+            self._pinned_bytes -= features.nbytes
+            self._entries[key] = features
+
+    def _unpin_overdue(self) -> None:
+        now = self._clock()
+        for key in [key for key, (_, until) in self._pinned.items() if until <= now]:
+            self._unpin(key)
 
     def _land(self, flight_key: bytes) -> Future[Tensor]:
         with self._lock:
@@ -342,3 +388,8 @@ class FeatureCache:
 
     def _since(self, started: float) -> float:
         return (self._clock() - started) * 1e3
+
+
+def _finest_keys(source: FeatureSource) -> list[bytes]:
+    """Of what gives the finest scale's features without the tower."""
+    return [source.key(scale) for scale in pooling_chain(source.ladder, source.ladder.finest)]

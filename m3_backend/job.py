@@ -25,6 +25,7 @@ class Work:
     Args:
         make_prompt: tokenises; called once, off the caller's event loop.
         ignore_eos: generate `max_tokens` tokens whatever they are.
+        keep_s: for so long its images' finest features are to stay in memory.
     """
 
     make_prompt: Callable[[], Prompt]
@@ -35,6 +36,7 @@ class Work:
     deadline: float | None = None
     priority: Priority = "interactive"
     ignore_eos: bool = False
+    keep_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,8 @@ class GenerationRequest:
         pool: name of the pool of replicas that it goes to, where there are several.
         work_ms: estimated replica time, its images known there.
         encode_ms: estimated replica time besides, where they are not.
+        keep_s: for so long the finest features of its images stay in the replica's memory, as far
+            as there is room for that; for shadow labels.
     """
 
     request_id: str
@@ -104,6 +106,7 @@ class GenerationRequest:
     pool: str = ""
     work_ms: float = 0.0
     encode_ms: float = 0.0
+    keep_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

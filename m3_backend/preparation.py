@@ -108,6 +108,7 @@ class Preparation:
         limit = min(work.sampling.max_tokens or room, room)
         prefix = self._prefix(work, prompt, per_image)
         if prefix is not None and not whole and self._memory.is_ready(prefix):
+            self._keep(work)
             rest = self._runner.embed_tokens(prompt.runs[-1])
             levels: list[CacheLevel] = ["prefix" for _ in per_image]
             return Prepared(rest, per_image, tuple(levels), 0.0, 0.0, False, limit, prefix)
@@ -116,6 +117,7 @@ class Preparation:
             check_wanted()  # not within the encoding: other requests may be waiting for it
             source = self._source(image, work.salt)
             lookups.append(self._cache.get(source, scale, partial(self._tower.encode, image)))
+        self._keep(work)
         features = [lookup.features for lookup in lookups]
         return Prepared(
             embeddings=self._runner.embed(prompt, work.images, features),
@@ -131,6 +133,15 @@ class Preparation:
     def cached(self, image: ImageInput, salt: str) -> dict[int, Tensor] | None:
         """An image's features at every scale, if they need not be computed."""
         return self._cache.peek(self._source(image, salt))
+
+    def release(self, image: ImageInput, salt: str) -> None:
+        """Lets go of features that were kept for a shadow label."""
+        self._cache.unpin(self._source(image, salt))
+
+    def _keep(self, work: Work) -> None:
+        if work.keep_s > 0:
+            for image in work.images:
+                self._cache.pin(self._source(image, work.salt), work.keep_s)
 
     def _prefix(self, work: Work, prompt: Prompt, per_image: tuple[int, ...]) -> PrefixName | None:
         """The prompt up to the end of its last image, if there is one and something follows it."""

@@ -113,6 +113,7 @@ class RequestScorer:
                 self._go_on(len(embedded), own, most, may_go_on)
                 text = self._text(own)
             coarser.append(ScaleScore(scale, tokens, matches, logprob, text))
+        self._preparation.release(request.images[0], request.cache_salt)
         return (*coarser, whole)
 
     def _text(self, answer: list[int]) -> str:

@@ -2,7 +2,8 @@
 
 manifest.json    what it is; `sha256` covers `content`, which holds the hashes of the other files
 model.txt        the trees
-arrays.npz       calibration, inverse document frequencies, query directions
+arrays.npz       calibration, inverse document frequencies, query directions, and how what it saw
+                 was distributed
 vocabulary.json  the n-grams, in the order of the arrays' rows
 
 The version is the start of that one hash, so equal versions are equal predictors. The date stands
@@ -24,6 +25,7 @@ import numpy as np
 from m3_backend.scales import ScaleLadder
 from predictor import features
 from predictor.calibration import CONFIDENCE, BetaCalibration, Thresholds
+from predictor.drift import BINS, Reference, reference_names
 from predictor.errors import ArtifactError
 from predictor.query_features import QueryProjection
 from predictor.records import OutcomeSource, Target
@@ -46,6 +48,7 @@ class Artifact:
         target: what "success" means in its probabilities and its promise.
         outcomes: content hash of the training data.
         metrics: figures of its training, by name.
+        reference: what traffic is compared with; None in artefacts from before there was one.
     """
 
     source: OutcomeSource
@@ -56,6 +59,7 @@ class Artifact:
     thresholds: Thresholds
     outcomes: str
     metrics: dict[str, float] = field(default_factory=dict)
+    reference: Reference | None = None
 
 
 def save(artifact: Artifact, folder: Path, created: str) -> str:
@@ -147,11 +151,16 @@ def _require_readable(content: dict[str, Any], folder: Path) -> None:
 
 def _encode(artifact: Artifact) -> dict[str, bytes]:
     arrays = io.BytesIO()
+    reference = artifact.reference
+    compared: dict[str, Any] = {}
+    if reference is not None:
+        compared = {"reference_edges": reference.edges, "reference_counts": reference.counts}
     np.savez(  # its zip members carry a fixed date, so equal arrays are equal bytes
         arrays,
         calibration=artifact.calibration.coefficients,
         idf=artifact.projection.idf,
         directions=artifact.projection.directions,
+        **compared,
     )
     return {
         _MODEL: artifact.model.to_text().encode(),
@@ -187,6 +196,11 @@ def _decode(content: dict[str, Any], files: dict[str, bytes]) -> Artifact:
         calibration = BetaCalibration(arrays["calibration"])
         vocabulary = tuple(json.loads(files[_VOCABULARY]))
         projection = QueryProjection(vocabulary, arrays["idf"], arrays["directions"])
+        compared = {
+            name: arrays[f"reference_{name}"]
+            for name in ("edges", "counts")
+            if f"reference_{name}" in arrays
+        }
     names = tuple(content["features"]["names"])
     if names != features.feature_names(projection.size):
         raise ValueError("feature names differ from those that are computed")
@@ -207,7 +221,17 @@ def _decode(content: dict[str, Any], files: dict[str, bytes]) -> Artifact:
         ),
         outcomes=content["outcomes"],
         metrics=content["metrics"],
+        reference=_reference(reference_names(names, ladder.scales), compared),
     )
+
+
+def _reference(names: tuple[str, ...], arrays: dict[str, Any]) -> Reference | None:
+    if not arrays:
+        return None
+    edges, counts = arrays["edges"], arrays["counts"]
+    if edges.shape != (len(names), BINS - 1) or counts.shape != (len(names), BINS):
+        raise ValueError("the reference does not match the features")
+    return Reference(names, edges, counts)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -53,12 +53,13 @@ class ConfidenceSequence:
 
     def _bet(self, value: float) -> None:
         stake = self._stake()
-        means = self._means
+        left = slice(self._low, self._high + 1)  # nobody bets on what is ruled out
+        means = self._means[left]
         with np.errstate(divide="ignore"):
             most_up = np.minimum(stake, _MOST / np.maximum(means, 1e-12))
             most_down = np.minimum(stake, _MOST / np.maximum(1.0 - means, 1e-12))
-        self._up += np.log1p(most_up * (value - means))
-        self._down += np.log1p(-most_down * (value - means))
+        self._up[left] += np.log1p(most_up * (value - means))
+        self._down[left] += np.log1p(-most_down * (value - means))
         self.count += 1
         self._sum += value
         self._squares += (value - self._sum / (self.count + 1)) ** 2
@@ -72,8 +73,9 @@ class ConfidenceSequence:
 
     def _rule_out(self) -> None:
         """Half of the stake is on each side."""
-        wealth: NDArray[np.float64] = np.logaddexp(self._up, self._down) + np.log(0.5)
+        first, end = self._low, self._high + 1
+        sides = self._up[first:end], self._down[first:end]
+        wealth: NDArray[np.float64] = np.logaddexp(*sides) + np.log(0.5)
         left = np.flatnonzero(wealth < np.log(1 / self._error))
         if len(left):
-            self._low = max(self._low, int(left[0]))
-            self._high = max(min(self._high, int(left[-1])), self._low)
+            self._low, self._high = first + int(left[0]), first + int(left[-1])

@@ -40,6 +40,10 @@ SCHEMA = pa.schema(
         # what was decided
         pa.field("predictor", pa.string()),
         pa.field("bound", pa.float32()),
+        pa.field("tightened_to", pa.float64()),
+        pa.field("target", pa.string()),
+        pa.field("certified_bounds", pa.list_(pa.float64())),
+        pa.field("certified_prices", pa.list_(pa.float64())),
         pa.field("scale", pa.int32(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         # what every scale made of it, coarse to fine

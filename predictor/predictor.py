@@ -15,6 +15,7 @@ from m3_backend.messages import ImageInput, ModelInfo
 from m3_backend.scales import ScaleLadder
 from predictor import artifact as artifacts
 from predictor.artifact import Artifact
+from predictor.drift import Reference
 from predictor.errors import ArtifactError
 from predictor.features import FeatureVector, extract, image_vector
 from predictor.records import Target
@@ -28,7 +29,8 @@ class Prediction:
 
     Args:
         p_success: calibrated probability of success per scale, coarse to fine.
-        features: what it was predicted from, for the record; None if the predictor keeps none.
+        features: what it was predicted from, as drift is told by; None if the predictor keeps
+            none.
         features_s: seconds that the features took; the rest of the call was the prediction.
         image: everything measured of the picture, as `features.image_names`, for the record.
     """
@@ -77,6 +79,11 @@ class Predictor:
     @property
     def target(self) -> Target:
         return self._artifact.target
+
+    @property
+    def reference(self) -> Reference | None:
+        """What traffic is compared with; None if it was trained before there was one."""
+        return self._artifact.reference
 
     def require_model(self, info: ModelInfo) -> None:
         """Make sure this predictor was trained for that model.

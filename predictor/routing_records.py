@@ -90,6 +90,7 @@ SCHEMA = pa.schema(
         pa.field("images", pa.list_(_IMAGE), nullable=False),
         pa.field("max_regret", pa.float32()),
         pa.field("loosened_from", pa.float32()),
+        pa.field("tightened_to", pa.float32()),
         pa.field("bound", pa.float32()),
         pa.field("cost_ms", pa.float32()),
         pa.field("pressure", pa.float32()),
@@ -202,6 +203,7 @@ class RoutingRecord:
         asked_max_regret: the caller's own bound; None left it to the service.
         max_regret: the promise in force, None where limits void it (`router.policy.Decision`).
         loosened_from: the service's own bound, if load has put a looser one in its place.
+        tightened_to: the bound whose price was used, if live labels have broken the promise's own.
         bound: the regret bound that the choice was made at, promise or not; None if forced.
         cost_ms: estimated replica time to the first token.
         pressure: the load when it arrived; 1 refuses. None if it was turned away before that.
@@ -239,6 +241,7 @@ class RoutingRecord:
     predictor: str | None = None
     max_regret: float | None = None
     loosened_from: float | None = None
+    tightened_to: float | None = None
     bound: float | None = None
     cost_ms: float | None = None
     prompt_tokens: int | None = None

@@ -194,7 +194,7 @@ def _of_table(table: pa.Table, target: Target, seed: int) -> Samples:
         images=images,
         groups=np.array([topic(each.values) for each in asks], dtype=object),
         splits=np.array([assign_split(image, seed) for image in images], dtype=object),
-        vectors=np.array(table["features"].to_pylist(), dtype=np.float32),
+        vectors=_matrix(table, "features"),
         asks=asks,
         success=_success(table, target),
         tokens=np.array(table["tokens_per_scale"].to_pylist(), dtype=np.float64),
@@ -232,6 +232,12 @@ def _success(table: pa.Table, target: Target) -> NDArray[np.bool_]:
 
 _SOURCE = ["served", "model_identity", "processor", "scales", "grid_side"]
 _QUESTION = ("question_values", "named_colours", "ngram_buckets", "ngram_counts")
+
+
+def _matrix(table: pa.Table, name: str) -> NDArray[np.float32]:
+    """N lists of one length as N×V; as Python's numbers they would take some ten times as much."""
+    values = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.array(values, dtype=np.float32).reshape(len(table), -1)
 
 
 def _strings(table: pa.Table, name: str) -> NDArray[np.object_]:

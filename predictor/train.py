@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from predictor import artifact as artifacts
 from predictor.artifact import Artifact
 from predictor.calibration import BetaCalibration, certify, expected_calibration_error
+from predictor.drift import Reference, reference_names
 from predictor.errors import OutcomesError
 from predictor.features import extract, feature_names
 from predictor.image_table import ImageTable, open_images
@@ -132,11 +133,12 @@ def fit_parts(
         outcomes: hash of what they were made from.
     """
     train_part, calibrate_part, threshold_part = (parts[split] for split in USED_SPLITS)
+    names = feature_names(projection.size)
     model = fit_success(
         train_part.features,
         train_part.success,
         train_part.images,
-        feature_names(projection.size),
+        names,
         source.ladder,
         seed=seed,
         weights=train_part.weights,
@@ -151,6 +153,7 @@ def fit_parts(
     success = threshold_part.success
     thresholds = certify(held_out, success, threshold_part.images, threshold_part.shares)
     progress("calibration", 2, 2)
+    compared = np.hstack((threshold_part.features, held_out)).astype(np.float32)
     return Artifact(
         source=source,
         target=target,
@@ -167,6 +170,7 @@ def fit_parts(
             "log_loss": log_loss(held_out, success),
             "calibration_error": expected_calibration_error(held_out, success),
         },
+        reference=Reference.of(reference_names(names, source.ladder.scales), compared),
     )
 
 

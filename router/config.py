@@ -259,6 +259,24 @@ class FeedbackConfig(BaseModel):
     )
 
 
+class DriftConfig(BaseModel):
+    """How traffic is compared with what the predictor in force was certified on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    window: int = Field(
+        default=2_000,
+        ge=0,
+        description="Images of the latest requests to compare; 0 compares none.",
+    )
+    warn_at: float = Field(
+        default=0.25,
+        gt=0.0,
+        description="Population stability index from which a feature or the score counts as moved.",
+    )
+    every_s: float = Field(default=10.0, gt=0.0, description="How often they are compared.")
+
+
 class RouterConfig(BaseModel):
     """The `router` section of the config file."""
 
@@ -271,6 +289,7 @@ class RouterConfig(BaseModel):
     telemetry: TelemetryConfig = TelemetryConfig()
     shadow: ShadowConfig = ShadowConfig()
     feedback: FeedbackConfig = FeedbackConfig()
+    drift: DriftConfig = DriftConfig()
     max_regret: float = Field(
         default=0.05,
         ge=0.0,

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m3_backend.messages import GenerationRequest, ImageInput, ModelInfo
+from predictor.predictor import Prediction
+from predictor.records import Target
 from router.policy import Decision, ImageCase, Limits
 
 
@@ -19,6 +21,7 @@ class SeenImage:
     Args:
         digest: SHA-256 of its file, hex.
         features: of the picture, as `predictor.features.image_names`; None if nobody looked.
+        inputs: all that the predictor saw of picture and question; None if it does not say.
     """
 
     digest: str
@@ -26,6 +29,7 @@ class SeenImage:
     height: int
     case: ImageCase
     features: NDArray[np.float32] | None
+    inputs: NDArray[np.float32] | None = None
 
     @property
     def name(self) -> str:
@@ -39,7 +43,9 @@ class Evidence:
 
     Args:
         bound: the regret bound it was made at; None where the scale was forced.
-        price: certified for that bound; None without a predictor, or where none is.
+        price: that it was made at; None without a predictor, or where none is certified.
+        target: what the predictor's promise is about; None without one.
+        certified: its bounds and prices, strict to loose.
         question: the text of the last turn. Never told to anybody unless the operator wants it.
         rule: decides on other `images` by another `threshold`, all else alike.
     """
@@ -51,6 +57,8 @@ class Evidence:
     price: float | None
     question: str
     rule: Callable[..., Decision]
+    target: Target | None = None
+    certified: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,20 +82,32 @@ def evidence(
     question: str,
     images: Sequence[ImageInput],
     cases: Sequence[ImageCase],
-    features: Sequence[NDArray[np.float32] | None],
+    predicted: Sequence[Prediction | None],
     rule: Callable[..., Decision],
+    *,
+    target: Target | None,
+    certified: tuple[tuple[float, float], ...],
 ) -> Evidence:
     """What `router.service` knows when it has decided.
 
     Args:
         bounds: that were decided by, strict to loose.
-        threshold: the price certified for a bound.
+        threshold: the price in force for a bound.
         rule: what decided, without cases and prices. Must hold no pixels: it is kept as long.
     """
-    seen = (
-        SeenImage(image.digest, image.width, image.height, case, vector)
-        for image, case, vector in zip(images, cases, features, strict=True)
+    seen = tuple(
+        SeenImage(image.digest, image.width, image.height, case, *_numbers(prediction))
+        for image, case, prediction in zip(images, cases, predicted, strict=True)
     )
     bound = bounds[-1] if limits.scale is None else None
     price = None if bound is None else threshold(bound / len(images))
-    return Evidence(model, limits, tuple(seen), bound, price, question, rule)
+    return Evidence(model, limits, seen, bound, price, question, rule, target, certified)
+
+
+def _numbers(
+    prediction: Prediction | None,
+) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    """Of the picture, and all that the predictor saw."""
+    if prediction is None:
+        return None, None
+    return prediction.image, None if prediction.features is None else prediction.features.values

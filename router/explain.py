@@ -32,6 +32,7 @@ def explain(
         p_sufficient=[image.p_sufficient for image in images],
         max_regret=decision.max_regret,
         loosened_from=decision.loosened_from,
+        tightened_to=decision.tightened_to,
         predictor=predictor,
         cost_ms=decision.cost_ms,
         routing_ms=routing_ms,
@@ -55,8 +56,9 @@ def headers(explanation: Explanation) -> dict[str, str]:
     """The `x-m3-*` response headers. Values of several images are comma-separated, in order.
 
     `x-m3-cache` is there once a replica has started, `x-m3-degraded` when something was down,
-    `x-m3-loosened-from` when load has loosened the service's own bound. The
-    request id is not among them: every response has it, also those without a decision.
+    `x-m3-loosened-from` when load has loosened the service's own bound, `x-m3-tightened-to` when
+    live labels have tightened the policy. The request id is not among them: every response has it,
+    also those without a decision.
     """
     fields = {
         "x-m3-scale": _listed(map(str, explanation.scale)),
@@ -75,6 +77,8 @@ def headers(explanation: Explanation) -> dict[str, str]:
         fields["x-m3-cache"] = _listed(explanation.cache)
     if explanation.loosened_from is not None:
         fields["x-m3-loosened-from"] = f"{explanation.loosened_from:g}"
+    if explanation.tightened_to is not None:
+        fields["x-m3-tightened-to"] = f"{explanation.tightened_to:g}"
     if explanation.degraded:
         fields["x-m3-degraded"] = _listed(explanation.degraded)
     return fields

@@ -28,6 +28,7 @@ from router.access import Access, error_headers
 from router.admission import Admission
 from router.config import AccessConfig
 from router.dashboard import page
+from router.drift import DriftWatch
 from router.errors import (
     ClientClosedRequestError,
     Code,
@@ -91,6 +92,7 @@ def build_app(
     examples: Path | None = None,
     records: page.Records | None = None,
     feedback: Feedback | None = None,
+    drift: DriftWatch | None = None,
     clock: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The HTTP application. Closes `service`, `access` and `feedback` when it shuts down.
@@ -104,6 +106,7 @@ def build_app(
         examples: folder of the playground's example pictures.
         records: shows a view of the records, elsewhere; None where none are kept.
         feedback: takes what callers say of answers; None where none is taken.
+        drift: a follower of `telemetry`, which is kept going and told of; None watches for none.
         clock: Unix time in seconds, for `created`.
     """
     telemetry = telemetry or Telemetry()
@@ -114,13 +117,18 @@ def build_app(
         predictor_refused=lambda: service.predictor_refused,
         limits_breaker=lambda: access.breaker_open,
         pressure=lambda: service.admission.look().pressure,
+        tightened=lambda: service.tightened_to is not None,
     )
+    if drift is not None:
+        telemetry.drift.now = lambda: drift.state
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         work = [asyncio.create_task(service.watch_load())]
         if background is not None:
             work.append(asyncio.create_task(background()))
+        if drift is not None:
+            work.append(asyncio.create_task(drift.keep()))
         async with watched(telemetry.loop_lagged):
             yield
         for task in work:
@@ -155,7 +163,7 @@ def build_app(
 
     _add_api(app, service, clock)
     _add_feedback(app, service, telemetry, feedback)
-    _add_operations(app, service, access, telemetry, before_scrape)
+    _add_operations(app, service, access, telemetry, before_scrape, drift)
     page.add_page(app, service, examples, records)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
@@ -243,6 +251,7 @@ def _add_operations(
     access: Access,
     telemetry: Telemetry,
     before_scrape: Callable[[], Awaitable[None]] | None,
+    drift: DriftWatch | None,
 ) -> None:
     """Probes and metrics, for those who run the service."""
 
@@ -259,6 +268,8 @@ def _add_operations(
             predictor=service.predictor_version,
             predictor_refused=service.predictor_refused,
             limits_breaker_open=access.breaker_open,
+            tightened_to=service.tightened_to,
+            drift=None if drift is None else drift.state,
         )
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):

@@ -108,6 +108,8 @@ class Decision:
             it.
         cost_ms: estimated replica time to the first token.
         loosened_from: the service's own bound, if load has put a looser one in its place.
+        tightened_to: the stricter bound whose price was used (0: the finest scale), if live labels
+            have broken that of the promise's own.
     """
 
     images: tuple[ImageChoice, ...]
@@ -115,6 +117,7 @@ class Decision:
     cost_ms: float
     notes: tuple[Note, ...] = ()
     loosened_from: float | None = None
+    tightened_to: float | None = None
 
     @property
     def scales(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from m3_backend.messages import Event, GenerationRequest, ImageInput, ModelInfo
 from m3_backend.stats import BreakerState, EngineStats
+from predictor.drift import Reference
 from predictor.predictor import Prediction
 from predictor.records import Target
 
@@ -45,6 +46,10 @@ class PredictorPort(Protocol):
     @property
     def target(self) -> Target:
         """What its promise is about."""
+
+    @property
+    def reference(self) -> Reference | None:
+        """What traffic is compared with, if it knows."""
 
     def predict(self, image: ImageInput, question: str, salt: str = "") -> Prediction:
         """CPU work: call it off the event loop.

@@ -117,6 +117,7 @@ def _decided(trace: Trace) -> dict[str, Any]:
     return {
         "max_regret": trace.decision.max_regret,
         "loosened_from": trace.decision.loosened_from,
+        "tightened_to": trace.decision.tightened_to,
         "bound": None if trace.evidence is None else trace.evidence.bound,
         "cost_ms": trace.decision.cost_ms,
     }

@@ -420,6 +420,8 @@ class Explanation(BaseModel):
         p_sufficient: 1 − predicted shortfall of the chosen scale; None without a predictor.
         max_regret: the bound in force; None where the caller's own limits void it.
         loosened_from: the service's own bound, where load has put a looser one in its place.
+        tightened_to: the stricter bound whose price was used, where live labels say that the
+            promise's own price breaks it; 0 is the finest scale.
         predictor: version of the predictor; None where there is none.
         cost_ms: estimated replica time to the first token, features not cached.
         routing_ms: measured time from the request's last byte to its hand-over to a replica.
@@ -434,6 +436,7 @@ class Explanation(BaseModel):
     p_sufficient: list[float | None]
     max_regret: float | None
     loosened_from: float | None = None
+    tightened_to: float | None = None
     predictor: str | None
     cost_ms: float
     routing_ms: float

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -37,12 +37,14 @@ from m3_backend.pace import Line
 from m3_backend.scales import image_tokens
 from predictor.predictor import Prediction
 from predictor.records import Target
+from predictor.tightening import Lows
 from router.admission import Admission, Look, Ticket, bounds_under_load
 from router.config import RouterConfig
 from router.conversation import Conversation, read_conversation, read_images
 from router.draws import Draws
 from router.errors import ShuttingDownError
 from router.evidence import Evidence, evidence
+from router.in_force import InForce
 from router.policy import Decision, ImageCase, Limits, decide_under_load, limits_of
 from router.pools import PoolLoads, fitted
 from router.ports import BackendPort, PredictorPort, Replicas
@@ -176,6 +178,7 @@ class RoutingService:
         self.admission = admission or Admission(config.load, config.planning_threads)
         self.pools = pools or PoolLoads(config.load)
         self._backend = backend
+        self._lows: dict[str, Lows] = {}
         self.use(predictor)
         self._clock = clock
         self._retrying = Retrying(config.max_attempts, clock)
@@ -191,29 +194,45 @@ class RoutingService:
         Args:
             refused: a newer one is there and cannot be used.
         """
-        self._predictor, self.predictor_refused = predictor, refused
+        self._in_force = InForce.of(predictor, self._lows)
+        self.predictor_refused = refused
+
+    def tighten(self, version: str, lows: Lows) -> None:
+        """Decides with what live labels say of a predictor's thresholds, while it serves."""
+        self._lows[version] = lows
+        if version == self.predictor_version:
+            self._in_force = replace(self._in_force, lows=lows)
+
+    @property
+    def in_force(self) -> InForce:
+        """What the next request is decided by."""
+        return self._in_force
+
+    @property
+    def tightened_to(self) -> float | None:
+        """The bound whose price stands in for that of the service's own; 0 is the finest scale.
+        None while nothing is tightened.
+        """
+        return self._in_force.standing(self.config.max_regret).tightened_to
 
     @property
     def predictor_version(self) -> str | None:
-        return None if self._predictor is None else self._predictor.version
+        return self._in_force.version
 
     @property
     def predictor_target(self) -> Target | None:
         """What the predictor in force foretells and promises."""
-        return None if self._predictor is None else self._predictor.target
+        return self._in_force.target
 
     @property
     def regret_bounds(self) -> tuple[float, ...]:
         """Those that a price is certified for, ascending; none without a predictor."""
-        return () if self._predictor is None else self._predictor.regret_bounds
+        return tuple(bound for bound, _ in self.certified_prices)
 
     @property
     def certified_prices(self) -> tuple[tuple[float, float], ...]:
         """(bound, price) of the predictor in force, strict to loose."""
-        if self._predictor is None:
-            return ()
-        pairs = ((bound, self._predictor.threshold(bound)) for bound in self.regret_bounds)
-        return tuple((bound, price) for bound, price in pairs if price is not None)
+        return self._in_force.certified
 
     async def info(self) -> ModelInfo:
         """The model behind the backend."""
@@ -254,6 +273,8 @@ class RoutingService:
         request = self._generation_request(plan, trace.request_id, deadline, pool, line)
         if self._draws is not None:
             trace.draw = self._draws.draw(request, plan.evidence)
+            if trace.draw is not None:
+                request = replace(request, keep_s=self.config.shadow.max_age_s)
         charge = await trace.caller.take_tokens(self._most_tokens(plan))
         trace.handed_s = trace.elapsed_s()
         answering = self._retrying.answer(
@@ -448,7 +469,8 @@ class RoutingService:
         fetched: Mapping[str, bytes] | None = None,
     ) -> Plan:
         chat, conversation, limits = asked.chat, asked.conversation, asked.limits
-        predictor = self._predictor  # one for the whole request: it may be replaced meanwhile
+        in_force = self._in_force
+        predictor = in_force.predictor
         with trace.stages.of(Stage.IMAGES):
             images = read_images(conversation, self.config.images, fetched)
         salt = trace.caller.cache_salt(chat.m3.cache_salt)
@@ -467,8 +489,7 @@ class RoutingService:
         cost_ms = _cost_of(info, text_tokens, len(images))
         room = info.max_context - text_tokens - ANSWER_ROOM
         with trace.stages.of(Stage.DECIDE):
-            bounds = self._bounds(predictor, asked)
-            threshold = _no_threshold if predictor is None else predictor.threshold
+            bounds = self._bounds(in_force, asked)
 
             def rule(
                 cases: Sequence[ImageCase], threshold: Callable[[float], float | None]
@@ -478,7 +499,10 @@ class RoutingService:
                 )
                 return fitted(free, cases, info.ladder, info.pools, cost_ms, room)
 
-            decision = rule(cases, threshold)
+            decision = rule(cases, in_force.threshold)
+            if limits.scale is None:
+                stands = in_force.standing(bounds[-1] / len(images))
+                decision = replace(decision, tightened_to=stands.tightened_to)
         return Plan(
             chat,
             conversation,
@@ -489,26 +513,28 @@ class RoutingService:
             text_tokens,
             cost_ms,
             info,
-            None if predictor is None else predictor.version,
+            in_force.version,
             evidence(
                 info,
                 limits,
                 bounds,
-                threshold,
+                in_force.threshold,
                 conversation.question,
                 images,
                 cases,
-                [None if prediction is None else prediction.image for prediction in predicted],
+                predicted,
                 rule,
+                target=in_force.target,
+                certified=in_force.certified,
             ),
         )
 
-    def _bounds(self, predictor: PredictorPort | None, asked: Asked) -> tuple[float, ...]:
+    def _bounds(self, in_force: InForce, asked: Asked) -> tuple[float, ...]:
         """The bounds to decide by, strict to loose; what the caller has said stands alone."""
         own = asked.limits.max_regret
-        if predictor is None or not asked.limits.services_own:
+        if not in_force.certified or not asked.limits.services_own:
             return (own,)
-        certified = predictor.regret_bounds
+        certified = [bound for bound, _ in in_force.certified]
         return bounds_under_load(own, certified, self.config.load, asked.look.held)
 
     def _work(self, plan: Plan, pool: Pool | None) -> tuple[Line, float]:
@@ -606,10 +632,6 @@ def _predict(
     stages.add(Stage.FEATURES, began_s, began_s + prediction.features_s)
     stages.add(Stage.PREDICT, began_s + prediction.features_s, stages.now())
     return prediction
-
-
-def _no_threshold(_max_regret: float) -> None:
-    return None
 
 
 def _tokens_per_scale(info: ModelInfo, image: ImageInput) -> tuple[int, ...]:

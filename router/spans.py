@@ -158,6 +158,8 @@ def _decided(trace: Trace) -> Attributes:
         found["m3.max_regret"] = trace.decision.max_regret
     if trace.decision.loosened_from is not None:
         found["m3.loosened_from"] = trace.decision.loosened_from
+    if trace.decision.tightened_to is not None:
+        found["m3.tightened_to"] = trace.decision.tightened_to
     if trace.predictor is not None:
         found["m3.predictor"] = trace.predictor
     return found

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from m3_backend.errors import ServiceError
 from m3_backend.messages import Delta, Event, Finished, Priority, Sampling, Started
+from predictor.drift import Kind, Shift
 from router.access import ANYBODY, Caller
 from router.errors import translate
 from router.evidence import Draw, Evidence
@@ -334,6 +335,18 @@ class Telemetry:
             "Requests decided by a bound that load had loosened.",
             registry=own,
         )
+        self._tightened_requests = Counter(
+            "m3_tightened_requests",
+            "Requests decided at a stricter price than is certified for their bound, because live "
+            "labels have broken that one.",
+            registry=own,
+        )
+        self._tightened = Gauge(
+            "m3_tightened",
+            "1 while the service's own bound is decided at a stricter price than is certified "
+            "for it.",
+            registry=own,
+        )
         self._shed = Counter(
             "m3_shed_requests",
             "Requests refused because of load, by priority.",
@@ -380,6 +393,8 @@ class Telemetry:
         own.register(self.records)
         self.observed = ObserverCounts()
         own.register(self.observed)
+        self.drift = DriftMetrics()
+        own.register(self.drift)
 
     def show(
         self,
@@ -388,12 +403,14 @@ class Telemetry:
         predictor_refused: Callable[[], bool],
         limits_breaker: Callable[[], bool],
         pressure: Callable[[], float],
+        tightened: Callable[[], bool],
     ) -> None:
         """Where the gauges of what changes by itself have their values from."""
         self._predictor.version = predictor
         self._predictor_refused.set_function(predictor_refused)
         self._limits_breaker.set_function(limits_breaker)
         self._pressure.set_function(pressure)
+        self._tightened.set_function(tightened)
 
     def show_instead(self, all_of_us: Collector) -> None:
         """Shows `all_of_us`, which includes `exposed`, where `exposed` alone was shown."""
@@ -435,6 +452,8 @@ class Telemetry:
     def _count_load(self, trace: Trace) -> None:
         if trace.decision is not None and trace.decision.loosened_from is not None:
             self._loosened.inc()
+        if trace.decision is not None and trace.decision.tightened_to is not None:
+            self._tightened_requests.inc()
         if trace.code == "overloaded":
             self._shed.labels(trace.priority).inc()
 
@@ -487,6 +506,45 @@ class PredictorInfo(Collector):
         )
         metric.add_metric([self.version() or NONE], 1)
         yield metric
+
+
+class Drifted(Protocol):
+    """`router.drift.DriftState`."""
+
+    @property
+    def images(self) -> int: ...
+    @property
+    def shifts(self) -> Mapping[Kind, Shift]: ...
+    @property
+    def warning(self) -> bool: ...
+
+
+class DriftMetrics(Collector):
+    """How far traffic has moved, where that is watched."""
+
+    def __init__(self) -> None:
+        self.now: Callable[[], Drifted | None] = lambda: None
+
+    def collect(self) -> Iterator[Metric]:
+        state = self.now()
+        psi = GaugeMetricFamily(
+            "m3_drift_psi",
+            "Population stability index of what moved most against the samples that the predictor "
+            "was certified on: features of the picture, of the question, the score.",
+            labels=["kind"],
+        )
+        images = GaugeMetricFamily(
+            "m3_drift_images", "Different images of the window that is compared.", labels=[]
+        )
+        warning = GaugeMetricFamily(
+            "m3_drift_warning", "1 while one of them is beyond router.drift.warn_at.", labels=[]
+        )
+        if state is not None:
+            for kind, shift in state.shifts.items():
+                psi.add_metric([kind], shift.psi)
+            images.add_metric([], state.images)
+            warning.add_metric([], state.warning)
+        yield from (psi, images, warning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -612,6 +670,7 @@ def _line(trace: Trace) -> Line:
             "p_sufficient": [image.p_sufficient for image in trace.decision.images],
             "max_regret": trace.decision.max_regret,
             "loosened_from": trace.decision.loosened_from,
+            "tightened_to": trace.decision.tightened_to,
             "cost_ms": round(trace.decision.cost_ms, 3),
             "predictor": trace.predictor,
         }

@@ -25,7 +25,9 @@ from m3_backend.messages import (
 )
 from m3_backend.scales import ScaleLadder, image_tokens
 from m3_backend.stats import EngineStats
+from predictor.drift import Reference
 from predictor.predictor import Prediction
+from predictor.records import Target
 from router.ports import BackendPort, Replicas
 
 MODEL = ModelInfo(
@@ -60,7 +62,8 @@ class FakePredictor:
     """
 
     version = "fake-1"
-    target = "agreement"
+    target: Target = "agreement"
+    reference: Reference | None = None
 
     def __init__(
         self,

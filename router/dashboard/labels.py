@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from predictor import label_records
 from predictor.label_records import UNIFORM
-from predictor.regret import COLUMNS, RegretLedger
+from predictor.regret import COLUMNS, NONE, RegretLedger, Served
 
 KEPT = 100_000  # labels that are kept one by one
 # Seconds between two estimates that are kept, of labels that are at most so many seconds old.
@@ -50,7 +50,7 @@ class Labels:
 
     def __init__(self, database: duckdb.DuckDBPyConnection, clock: Callable[[], float]) -> None:
         self._database, self._clock = database, clock
-        self._ledger = RegretLedger()
+        self._ledger = RegretLedger(of_thresholds=False)
         self._rows = 0
         self._write("labels", _kept(_table([])), create=True)
         self._write("estimates", _ESTIMATES.empty_table(), create=True)
@@ -80,12 +80,11 @@ class Labels:
         for end in ends:
             part = labels.slice(begin, end - begin)
             self._ledger.add(part)
-            served = dict(
-                zip(*(part[name].to_pylist() for name in ("predictor", "served")), strict=True)
-            )
+            columns = (part[name].to_pylist() for name in ("predictor", "tightened_to", "served"))
+            latest = {version: (to, model) for version, to, model in zip(*columns, strict=True)}
             estimates = self._ledger.estimates()
-            for version, model in served.items():
-                known = estimates.get(version or "none")
+            for version, (to, model) in latest.items():
+                known = estimates.get(Served(version or NONE, to))
                 if known is not None:
                     row = {name: getattr(known, name) for name in _ESTIMATES.names[3:]}
                     row |= {"t": part["at"][-1].as_py(), "served": model, "predictor": version}

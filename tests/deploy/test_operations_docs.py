@@ -131,6 +131,8 @@ def test_components_of_readiness() -> None:
         predictor="version",
         predictor_refused=False,
         limits_breaker_open=False,
+        tightened_to=None,
+        drift=None,
     )
     assert words(table("component")) == set(told)
     rows = PAGE.partition("| component |")[2].split("\n\n")[0]

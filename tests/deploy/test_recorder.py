@@ -18,8 +18,10 @@ import redis
 from deploy.recorder import Lane, Recorder
 from predictor import record_files
 from predictor.record_store import LABELS, REQUESTS, RecordStore
+from predictor.regret import Served
 from predictor.routing_records import encode
 from router.record_stream import RecordStream
+from router.tightening import Board, Publisher
 from tests.conftest import RedisServer, start_redis
 from tests.predictor.test_record_store import NOON, files, names_in
 from tests.predictor.test_retrain import label
@@ -199,34 +201,46 @@ def test_labels_that_are_written_say_what_routing_costs(
     """Those of an earlier recorder too, each once, and a broken bound is told once."""
     stream = RecordStream(redis_server.url, "labels", longest=1000)
 
-    def recorder_of_labels(name: str) -> Recorder:
-        store = RecordStore(str(records))
-        return Recorder([Lane(LABELS, stream)], store, name=name, batch=100, clock=lambda: NOON)
+    board = Board(redis_server.url)
 
-    lost = {"scale": 9, "agrees": [0.0, 0.0, 1.0, 1.0, 1.0], "predictor": "bad"}
+    def recorder_of_labels(name: str) -> Recorder:
+        store, lanes = RecordStore(str(records)), [Lane(LABELS, stream)]
+        told = Publisher(board)
+        return Recorder(lanes, store, name=name, batch=100, publisher=told, clock=lambda: NOON)
+
+    # The price of 0.05 chooses 9 tokens, which lose, the other one 36, which do not.
+    prices = {"certified_bounds": [0.01, 0.05], "certified_prices": [0.01, 2.0]}
+    known = prices | {"target": "agreement", "p_success": [0.1, 0.9, 0.95, 0.95, 0.95]}
+    lost = known | {"scale": 9, "agrees": [0.0, 0.0, 1.0, 1.0, 1.0], "predictor": "bad"}
     kept = {"scale": 36, "agrees": [0.0, 0.0, 1.0, 1.0, 1.0], "predictor": "good"}
     near = lost | {"stratum": "threshold"}  # says nothing about the traffic
     labels = [label(row, **(lost, kept, near)[row % 3]) for row in range(180)]
     stream.append(labels)
     first = recorder_of_labels("first")
     first.write_all()
-    assert [(v, e.regret, e.labels) for v, e in sorted(first.stats.regret.items())] == [
+    regret = first.stats.regret
+    assert [(s.predictor, e.regret, e.labels) for s, e in sorted(regret.items())] == [
         *(("bad", 1.0, 60), ("good", 0.0, 60)),
     ]
-    bad, good = first.stats.regret["bad"], first.stats.regret["good"]
+    bad, good = regret[Served("bad")], regret[Served("good")]
     assert bad.low > bad.bound == pytest.approx(0.05)
     assert good.low == 0.0 < good.high < 0.3
     stream.append(labels[:3])
     first.write_all()
-    assert first.stats.regret["bad"].labels == 60
+    assert first.stats.regret[Served("bad")].labels == 60
     told = [r.message for r in caplog.records if "breaks its bound" in r.message]
     assert len(told) == 1
     assert "predictor bad" in told[0]
+    lows = {bound: e.low for bound, e in first.stats.thresholds["bad"].items()}
+    assert board.read("bad") == {0.05: lows[0.05]}  # of the other one nothing can be said
+    assert lows[0.05] > 0.5
+    redis_server.client().delete("m3:lows:bad")  # a Redis that keeps nothing
     second = recorder_of_labels("second")
     stopping = threading.Event()
     stopping.set()
     second.run(1.0, stopping)
     assert second.stats.regret == first.stats.regret
+    assert board.read("bad") == {0.05: lows[0.05]}
 
 
 RECORDER = """

@@ -166,6 +166,14 @@ def ready(m3_tiny: Any, scorer: Any, redis_server: RedisServer) -> Iterator[Worl
     yield world
 
 
+def test_features_are_kept_until_the_label_is_made(ready: World, m3_tiny: Any) -> None:
+    cache = m3_tiny._engine._cache
+    before = len(cache._pinned)
+    assert before >= 1
+    assert ready.labeller.step()
+    assert len(cache._pinned) == before - 1
+
+
 def test_it_waits_while_somebody_wants_an_answer(ready: World) -> None:
     ready.idle = False
     assert not ready.labeller.step()

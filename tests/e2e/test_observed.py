@@ -119,6 +119,8 @@ def test_while_it_starts_it_is_not_ready_and_says_so(started: tuple[Service, Wat
     assert told["status"] == "ready"
     assert told["components"]["replicas"] == {"status": "ok", "answering": 1, "asked": 1}
     assert told["components"]["features_redis"] == {"breaker": "closed"}
+    assert told["components"]["policy"] == {"status": "ok", "tightened_to": None}
+    assert told["components"]["drift"]["status"] == "unknown"
 
 
 def requests_counted(service: Service) -> dict[str, float]:

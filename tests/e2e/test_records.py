@@ -54,6 +54,11 @@ def test_every_request_is_in_a_file_when_the_service_has_stopped() -> None:
         written = "m3_recorder_written_total"
         assert until(lambda: sum(service.metric(written).values()) >= 3)
         assert until(lambda: names(folder, LABELS) == {each.request_id for each in sent})
+        for part in RecordStore(str(folder)).read(LABELS):
+            for row in part.to_pylist():  # what regret is estimated from, without the artefact
+                assert (row["target"], row["tightened_to"]) == ("correctness", None)
+                assert 0.05 in row["certified_bounds"]
+                assert len(row["certified_prices"]) == len(row["certified_bounds"])
         draws = service.metric("m3_shadow_draws_total")
         assert sum(count for labels, count in draws.items() if "labelled" in labels) == 3
         judged = feedback_goes_the_way_of_the_records(service, folder, sent)

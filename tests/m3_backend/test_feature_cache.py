@@ -338,3 +338,44 @@ def test_the_breaker_opens_pauses_tries_once_and_closes(clock: ManualClock) -> N
     assert breaker.allows()
     breaker.succeeded()
     assert breaker.state == "closed" and breaker.allows()
+
+
+def test_what_is_pinned_outlives_newer_entries_for_its_time(
+    new_cache: NewCache, tower: Tower, clock: ManualClock
+) -> None:
+    cache = new_cache(memory=9 * ENTRY_BYTES // 2)
+    others = (replace(SOURCE, image=f"{number:064x}") for number in range(100))
+
+    def push_out() -> None:
+        for _ in range(8):
+            cache.get(next(others), 576, tower)
+
+    assert not cache.pin(SOURCE, 60)  # it is not there
+    cache.get(SOURCE, 9, tower)
+    assert cache.pin(SOURCE, 60)
+    push_out()
+    assert cache.peek(SOURCE, 576) is not None
+    assert cache.stats().bytes <= 9 * ENTRY_BYTES // 2
+    crowded = next(others)
+    cache.get(crowded, 576, tower)
+    assert not cache.pin(crowded, 60)  # a quarter of the memory is all that may be pinned
+    clock.now += 30
+    assert cache.pin(SOURCE, 10)  # which never shortens it
+    clock.now += 20
+    push_out()
+    assert cache.peek(SOURCE, 576) is not None
+    clock.now += 20
+    push_out()
+    assert cache.peek(SOURCE, 576) is None
+
+
+def test_what_is_let_go_is_an_entry_like_others(new_cache: NewCache, tower: Tower) -> None:
+    cache = new_cache(memory=9 * ENTRY_BYTES // 2)
+    cache.get(SOURCE, 576, tower)
+    assert cache.pin(SOURCE, 1e9)
+    cache.unpin(SOURCE)
+    cache.unpin(SOURCE)
+    assert cache.peek(SOURCE, 576) is not None
+    for number in range(8):
+        cache.get(replace(SOURCE, image=f"{number:064x}"), 576, tower)
+    assert cache.peek(SOURCE, 576) is None

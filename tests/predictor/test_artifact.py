@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,24 @@ def test_what_is_saved_predicts_the_same(
         artifact.metrics,
     )
     assert loaded.thresholds == artifact.thresholds
+    assert loaded.reference is not None
+    assert artifact.reference is not None
+    assert loaded.reference.names == artifact.reference.names
+    for name in ("edges", "counts"):
+        assert np.array_equal(getattr(loaded.reference, name), getattr(artifact.reference, name))
     few = outcomes.take(np.arange(50))
     p = [
         each.calibration.apply(each.model.predict(design_matrix(few, images, each.projection)))
         for each in (artifact, loaded)
     ]
     assert p[0].tolist() == p[1].tolist()
+
+
+def test_one_from_before_there_was_a_reference_still_serves(
+    artifact: Artifact, tmp_path: Path
+) -> None:
+    artifacts.save(replace(artifact, reference=None), tmp_path / "p", DAY)
+    assert artifacts.load(tmp_path / "p")[0].reference is None
 
 
 def test_same_data_and_seed_same_bytes_whatever_the_day(

@@ -20,7 +20,7 @@ from benchmarks.synthetic_records import Plan, labels_of, tables
 from m3_backend.errors import InvalidRequestError
 from m3_backend.messages import CacheLevel
 from predictor.record_store import LABELS, REQUESTS, RecordStore
-from predictor.regret import RegretLedger
+from predictor.regret import RegretLedger, Served
 from predictor.selection import select
 from router.auth import digest_of_key
 from router.config import RouterConfig
@@ -261,7 +261,7 @@ def test_regret_is_that_of_the_ledger_that_metrics_show(folder: Path, views: Vie
     estimates = ledger.estimates()
     assert len(estimates) == 2
     for row in shown["predictors"]:
-        known, expected = row["regret"], estimates[row["predictor"]]
+        known, expected = row["regret"], estimates[Served(row["predictor"])]
         names = ("regret", "labels", "bound")
         assert [known[n] for n in names] == pytest.approx([getattr(expected, n) for n in names])
         # Labels of a batch come in the order of their time here, there as they lie in files.

@@ -87,6 +87,7 @@ async def test_an_answer_explains_its_scale() -> None:
         "p_sufficient": [pytest.approx(0.97)],
         "max_regret": 0.05,
         "loosened_from": None,
+        "tightened_to": None,
         "predictor": "fake-1",
         "cost_ms": pytest.approx(19.2),
         "cache": ["miss"],
@@ -419,6 +420,8 @@ async def test_probes() -> None:
             "components": {
                 "replicas": {"status": "ok", "answering": 2, "asked": 2},
                 "predictor": {"status": "ok", "version": "fake-1", "refused": False},
+                "policy": {"status": "ok", "tightened_to": None},
+                "drift": {"status": "unknown", "moved": {}},
                 "features_redis": {"breaker": "closed"},
                 "limits_redis": {"breaker": "closed"},
             },
