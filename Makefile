@@ -37,7 +37,7 @@ bench: $(INSTALLED) ## the benchmarks; results under benchmarks/results
 screenshots: $(INSTALLED) ## pictures of the page for docs/, from a service that runs (ARGS='--url http://127.0.0.1:8000')
 	$(BIN)/python -m benchmarks.screenshots $(ARGS)
 
-alerts: $(INSTALLED) ## every alert seen firing at a real Prometheus, in scripted faults; five minutes
+alerts: $(INSTALLED) ## which alerts a real Prometheus fires in scripted faults; five quiet minutes
 	$(BIN)/python -m benchmarks.alerts $(ARGS)
 
 fuzz: $(INSTALLED) ## random requests by /openapi.json, for minutes (FUZZ_EXAMPLES=N of each kind)
