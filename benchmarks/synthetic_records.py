@@ -104,7 +104,8 @@ def labels_of(requests: pa.Table, seed: int = 0) -> pa.Table:
     columns |= dict.fromkeys(("image_features", "question_features"), ["none"] * count)
     for field in label_records.SCHEMA:
         if field.name not in columns:
-            columns[field.name] = none.cast(field.type) if count else pa.nulls(0, field.type)
+            left_out = pa.nulls(count, field.type)
+            columns[field.name] = left_out if field.nullable or not count else none.cast(field.type)
     cast = [_cast(columns[field.name], field.type) for field in label_records.SCHEMA]
     return pa.table(cast, schema=label_records.SCHEMA)
 
