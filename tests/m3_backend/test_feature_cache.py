@@ -354,7 +354,7 @@ def test_what_is_pinned_outlives_newer_entries_for_its_time(
     cache.get(SOURCE, 9, tower)
     assert cache.pin(SOURCE, 60)
     push_out()
-    assert cache.peek(SOURCE, 576) is not None
+    assert cache.peek(SOURCE) is not None
     assert cache.stats().bytes <= 9 * ENTRY_BYTES // 2
     crowded = next(others)
     cache.get(crowded, 576, tower)
@@ -363,10 +363,10 @@ def test_what_is_pinned_outlives_newer_entries_for_its_time(
     assert cache.pin(SOURCE, 10)  # which never shortens it
     clock.now += 20
     push_out()
-    assert cache.peek(SOURCE, 576) is not None
+    assert cache.peek(SOURCE) is not None
     clock.now += 20
     push_out()
-    assert cache.peek(SOURCE, 576) is None
+    assert cache.peek(SOURCE) is None
 
 
 def test_what_is_let_go_is_an_entry_like_others(new_cache: NewCache, tower: Tower) -> None:
@@ -375,7 +375,7 @@ def test_what_is_let_go_is_an_entry_like_others(new_cache: NewCache, tower: Towe
     assert cache.pin(SOURCE, 1e9)
     cache.unpin(SOURCE)
     cache.unpin(SOURCE)
-    assert cache.peek(SOURCE, 576) is not None
+    assert cache.peek(SOURCE) is not None
     for number in range(8):
         cache.get(replace(SOURCE, image=f"{number:064x}"), 576, tower)
-    assert cache.peek(SOURCE, 576) is None
+    assert cache.peek(SOURCE) is None
