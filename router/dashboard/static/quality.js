@@ -91,7 +91,7 @@ export function quality(root, service) {
       el("table", { class: "ladder matrix" }, el("caption", { class: "unseen" }, "Labels by the smallest scale that is enough and the chosen one"), el("thead", {}, matrixHead), matrix), allocated),
     panel("Reliability", "w5", el("div", { class: "inside" }, diagram), calibrated),
     panel("Predicted and agreed, by scale", "w7",
-      el("table", { class: "ladder stages scales" }, el("caption", { class: "unseen" }, "Mean predicted success and share that agreed, by scale"), head("scale", "predicted", "agreed", "95% interval", "off by"), byScale),
+      el("table", { class: "ladder stages by-scale" }, el("caption", { class: "unseen" }, "Mean predicted success and share that agreed, by scale"), head("scale", "predicted", "agreed", "95% interval", "off by"), byScale),
       el("p", { class: "fine inside" }, "Of all labels in this time, whichever scale was chosen. Intervals count every picture once, however often it is asked about. The finest scale always agrees with itself and is left out.")));
   const versions = panel("Predictors", "w12",
     el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Predictors that decided in this time" },
