@@ -241,12 +241,27 @@ def test_it_says_in_its_log_what_has_started(service: Service) -> None:
     assert len({line["ingress"] for line in said if line["message"] == "ingress ready"}) == 2
 
 
+# Shown once there is a predictor that promises agreement, two hundred pictures, a candidate that
+# watches, or feedback; this service has none of them.
+UNCALLED_FOR = (
+    "m3_threshold_regret_low",
+    "m3_drift_psi",
+    "m3_observed_images_total",
+    "m3_feedback_total",
+)
+
+
 @pytest.mark.skipif(prometheus.BINARY is None, reason="prometheus is not installed")
 def test_prometheus_finds_data_for_every_panel_of_the_dashboard(
     service: Service, tmp_path: Path
 ) -> None:
     """A real one scrapes the service while it answers, refuses and labels."""
-    asks = grafana_dashboard.expressions(rate_interval="5s")
+    asks = [
+        ask
+        for ask in grafana_dashboard.expressions(rate_interval="5s")
+        if not any(name in ask for name in UNCALLED_FOR)
+    ]
+    assert asks
     seen: set[str] = set()
     with prometheus.prometheus(tmp_path, service.url, every="500ms") as watching:
 
