@@ -214,13 +214,31 @@ def ray_session(config: Config, folder: Path, *, verbose: bool) -> Iterator[Path
     require_listener(config.ray.address)
     try:
         try:
-            ray.init(address=config.ray.address, namespace="serve", **options)
+            init_ray(address=config.ray.address, namespace="serve", **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise StartError(f"No Ray at ray.address {config.ray.address!r}: {reason}") from None
         yield folder / "session_latest" / "logs" if local else None
     finally:
         ray.shutdown()
+
+
+def init_ray(**options: Any) -> None:
+    """`ray.init`, tried twice: on a busy machine Ray's own processes do not always come up in time.
+
+    Raises:
+        ConnectionError, ValueError, RuntimeError: as `ray.init` does.
+    """
+    import ray  # noqa: PLC0415 - reads the environment when it is imported
+
+    try:
+        ray.init(**options)
+    except RuntimeError as error:
+        if "Timed out" not in str(error):
+            raise
+        logger.warning("Ray did not come up (%s); once more", str(error).splitlines()[0])
+        ray.shutdown()
+        ray.init(**options)
 
 
 @contextmanager

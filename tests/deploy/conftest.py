@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local import private_folder
+from deploy.local import init_ray, private_folder
 
 # Ray reads these when it is imported, which the test modules do: on this machine only, behind a
 # token, and nothing written into the home folder.
@@ -28,7 +28,7 @@ def ray_cluster() -> Iterator[Path]:
     import ray
 
     with private_folder() as folder:
-        ray.init(
+        init_ray(
             address="local",
             num_cpus=8,
             include_dashboard=False,

@@ -18,6 +18,7 @@ from deploy.config import load
 from deploy.local import (
     StartError,
     StopSignals,
+    init_ray,
     private_folder,
     private_redis,
     require_free_port,
@@ -99,3 +100,21 @@ def test_a_ray_that_is_not_there_is_one_line() -> None:
         )
     assert refused.returncode == 1
     assert "No Ray at ray.address '127.0.0.1:1'" in refused.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("message", "tries"), [("Timed out waiting for a file", 2), ("no", 1)])
+def test_a_ray_that_comes_up_too_slowly_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, message: str, tries: int
+) -> None:
+    import ray
+
+    asked: list[str] = []
+
+    def never(*, address: str) -> None:
+        asked.append(address)
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(ray, "init", never)
+    with pytest.raises(RuntimeError, match=message):
+        init_ray(address="local")
+    assert asked == ["local"] * tries
