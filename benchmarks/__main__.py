@@ -7,6 +7,7 @@ import argparse
 from benchmarks import (
     analyze,
     cache,
+    ceiling,
     chaos,
     coverage,
     engine,
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "frontier": frontier.run,
     "guarantee": guarantee.run,
     "models": models.run,
+    "ceiling": ceiling.run,
     "routing": routing.run,
     "observing": observing.run,
     "watching": watching.run,

@@ -125,8 +125,8 @@ def main() -> None:
     with sandbox() as box:
         registry = broken_promise(box)
         settings = SETTINGS | {"predictor": str(registry.root)}
-        options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-        service = start(*options, port=unused_port(), box=box)
+        given = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        service = start(*given, port=unused_port(), box=box)
         records = box.folder / "home/.local/state/m3-router/records"
         folder = box.folder / "prometheus"
         folder.mkdir()

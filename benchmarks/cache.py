@@ -44,7 +44,7 @@ from benchmarks.workload import (
     quantile,
 )
 from m3_backend.checkpoint import open_checkpoint
-from m3_backend.feature_cache import FeatureCache, FeatureSource
+from m3_backend.feature_cache import Encoded, FeatureCache, FeatureSource
 from predictor.drawing import ACCENT, INK, MUTED, draw_grid, style
 
 PARTS = os.environ.get("CACHE_PARTS", "placement,sweep").split(",")
@@ -124,8 +124,8 @@ class OneCache:
     def ask(self, picture: int) -> bool:
         source = self._sizes.source(picture)
 
-        def encode() -> torch.Tensor:
-            return torch.zeros(source.shape(source.ladder.finest), dtype=source.dtype)
+        def encode() -> Encoded:
+            return Encoded(torch.zeros(source.shape(source.ladder.finest), dtype=source.dtype), 1.0)
 
         return self._cache.get(source, SCALE, encode).level == "memory"
 

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.open_loop import Body, Reply, closed, opened
 from benchmarks.overload import CALLERS, SETTINGS, bodies, p95, strictly
 from benchmarks.results import write
-from benchmarks.running import separate_cores, service
+from benchmarks.running import separate_cores, service, take_all_cores
 from benchmarks.scraping import metrics
 
 PHASE_S = float(os.environ.get("LABELLING_PHASE_S", "40"))
@@ -69,6 +69,7 @@ def measured(body: Body, *, drawn: float, capacity: float | None = None) -> dict
             "router.shadow.near_share": 0.0,
             "router.shadow.budget": BUDGET,
         }
+        take_all_cores()
         with service(settings) as running:
             separate_cores(running.process.pid)
             url = running.url

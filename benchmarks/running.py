@@ -23,6 +23,7 @@ from benchmarks.results import ROOT
 
 READY_WITHIN_S = 240.0
 SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
+CORES = sorted(os.sched_getaffinity(0))
 LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -92,18 +93,22 @@ def is_ready(url: str) -> bool:
         return False
 
 
+def take_all_cores() -> None:
+    """Takes back what `separate_cores` has done to this process, before it starts another service."""
+    os.sched_setaffinity(0, CORES)
+
+
 def separate_cores(server: int) -> None:
     """The model's replica on the first core, all other processes of the service on the others.
 
     Raises:
         RuntimeError: there is only one core.
     """
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
+    if len(CORES) < 2:
         raise RuntimeError("two cores are needed, one of them for the model alone")
     for process in [os.getpid(), server, *descendants(server)]:
         command = (Path("/proc") / str(process) / "cmdline").read_bytes()
-        its_own = cores[:1] if b"M3Replica" in command else cores[1:]
+        its_own = CORES[:1] if b"M3Replica" in command else CORES[1:]
         for thread in (Path("/proc") / str(process) / "task").iterdir():
             os.sched_setaffinity(int(thread.name), its_own)
 
