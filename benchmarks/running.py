@@ -94,7 +94,7 @@ def is_ready(url: str) -> bool:
 
 
 def take_all_cores() -> None:
-    """Takes back what `separate_cores` has done to this process, before it starts another service."""
+    """Takes back what `separate_cores` did to this process, before it starts another service."""
     os.sched_setaffinity(0, CORES)
 
 
