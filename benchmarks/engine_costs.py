@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks.engine_requests import Asked, Requests
-from benchmarks.engine_sides import CONTEXT, quickest_s
+from benchmarks.engine_sides import CONTEXT
+from benchmarks.timing import quickest_s
 from m3_backend.checkpoint import Checkpoint
 from m3_backend.costs import fit_affine
 from m3_backend.kv_cache import Span

@@ -12,7 +12,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.engine_requests import Asked
+from benchmarks.timing import quickest_s
 from m3_backend.checkpoint import Checkpoint, open_checkpoint
 from m3_backend.engine import EngineSettings, TorchEngine
 from m3_backend.feature_cache import FeatureCache
@@ -256,17 +257,6 @@ class Theirs:
         """Up to the first token that ends an answer."""
         ends = (at for at, token in enumerate(tokens) if token in self.checkpoint.eos)
         return next(ends, len(tokens))
-
-
-def quickest_s(work: Callable[[], object], repeats: int = 5) -> float:
-    """Seconds, the best of some after one that does not count."""
-    work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from benchmarks.engine_sides import quickest_s
 from benchmarks.results import RESULTS, write
+from benchmarks.timing import quickest_s
 from m3_backend.checkpoint import Checkpoint
 from m3_backend.costs import ModelShape, TowerShape
 from m3_backend.kv_cache import Span

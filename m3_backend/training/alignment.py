@@ -65,7 +65,7 @@ class WordAlignment(nn.Module):
             told = (_SHARPNESS * directions @ words.T).log_softmax(-1)
             right = told.gather(-1, named.clamp(min=0))
             known = named != _UNNAMED
-            losses.append(-right[known].sum() / known.sum().clamp(min=1))
+            losses.append(-right.where(known, 0.0).sum() / known.sum().clamp(min=1))
         side = round(tokens.shape[1] ** 0.5)
         steps = (torch.arange(side, device=tokens.device) + 0.5) / M3_GRID_SIDE
         down, across = (steps + start / M3_GRID_SIDE for start in corner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -36,6 +37,7 @@ class Batch:
             worlds.canvas.Labels.
         text, blocks, positions, answers: int64 [batch, length], see TinyLlava.answer_logits;
             `answers` holds the token id to predict where one is wanted, else NOT_WANTED.
+        wanted: int64 [2, tokens to predict], the rows and columns of those.
     """
 
     pixels: Tensor
@@ -48,6 +50,7 @@ class Batch:
     blocks: Tensor
     positions: Tensor
     answers: Tensor
+    wanted: Tensor
 
 
 class Batches(Dataset[Batch]):
@@ -76,12 +79,15 @@ class Batches(Dataset[Batch]):
         stage = self._stage
         rng = Random(f"{self._seed}-{stage.name}-{step}-{self._rank}")
         base = step * stage.batch
+        # No stage sees another's pictures again.
+        seed = self._seed + zlib.crc32(stage.name.encode())
         pictures = [
-            draw("train", base + i, stage.side, seed=self._seed, mix=stage.mix)
+            draw("train", base + i, stage.side, seed=seed, mix=stage.mix)
             for i in range(self._rank, stage.batch, self._ranks)
         ]
         rows = [pack(self._tokenizer, self._choose(p, rng), rng) for p in pictures]
         text, blocks, positions, answers = zip(*rows, strict=True)
+        predicted = pad(answers, NOT_WANTED)
         return Batch(
             pixels=torch.from_numpy(np.stack([np.asarray(p.image) for p in pictures])),
             classes=_sampled([p.labels.classes for p in pictures], LABEL_ROWS, LABEL_COLUMNS),
@@ -92,7 +98,8 @@ class Batches(Dataset[Batch]):
             text=pad(text),
             blocks=pad(blocks),
             positions=pad(positions),
-            answers=pad(answers, NOT_WANTED),
+            answers=predicted,
+            wanted=(predicted != NOT_WANTED).nonzero().T.contiguous(),
         )
 
     def _choose(self, picture: Picture, rng: Random) -> list[Question]:

@@ -61,11 +61,12 @@ def _answers(run: Run, split: str, chunk: list[int], most_questions: int) -> Ite
     tokens, place = pad(text).to(run.device), pad(positions).to(run.device)
     block, mask = pad(blocks).to(run.device), wanted != NOT_WANTED
     pixels = torch.from_numpy(np.stack([np.asarray(p.image) for p in drawn])).to(run.device)
+    at = mask.nonzero().T
     with torch.autocast(run.device, dtype=torch.bfloat16):
         features = run.model.patches(pixels)
         for scale in M3_SCALES:
             visual = run.model.visual_tokens(features, scale)
-            logits = run.model.answer_logits(visual, run.before, tokens, block, place, mask)
+            logits = run.model.answer_logits(visual, run.before, tokens, block, place, at)
             wrong = torch.zeros_like(mask)
             wrong[mask] = logits.argmax(-1) != wanted[mask]
             for row, questions in enumerate(asked):

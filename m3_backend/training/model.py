@@ -186,7 +186,8 @@ class TinyLlava(nn.Module):
             text: [batch, length] token ids behind it, questions and answers one after another.
             blocks: [batch, length] number of the question a token belongs to, from 1; 0 is padding.
             positions: [batch, length] position of each token relative to the end of the image.
-            wanted: [batch, length] bool, tokens whose prediction is asked for.
+            wanted: [2, tokens], rows and columns in `text` of those whose prediction is asked for.
+                (A mask would make the host wait for the device, which has to count it.)
 
         Returns:
             [tokens asked for, vocabulary]. A token sees the image and its own question only, as if
@@ -208,7 +209,8 @@ class TinyLlava(nn.Module):
         mask = (causal & same)[:, None]
         states = self._text_states(sequence, prefix, mask, place)
         # A question precedes every answer, so that the first token is never asked for.
-        logits: Tensor = self.llava.lm_head(states[:, :-1][wanted[:, 1:]])
+        row, column = wanted
+        logits: Tensor = self.llava.lm_head(states[row, column - 1])
         return logits
 
     def _text_states(self, sequence: Tensor, prefix: int, mask: Tensor, place: Tensor) -> Tensor:

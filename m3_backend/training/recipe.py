@@ -20,7 +20,7 @@ class Architecture:
     vision_heads: int = 5
     vision_mlp: int = 640
     text_width: int = 256
-    text_layers: int = 4
+    text_layers: int = 6
     text_heads: int = 4
     text_mlp: int = 704
     vocabulary: int = 1024
@@ -41,6 +41,8 @@ class Stage:
         mix: share of pictures from each of the worlds.
         tower_rate: how fast the vision tower goes on learning from the dense labels in a language
             stage, relative to the rates of the language model; 0 freezes it.
+        end_to_end: the tower learns from the answers too. Before the language model can read, there
+            is next to nothing in them for the tower; later they teach what no label told.
         decay: share of the steps, at the end, over which the learning rate falls to zero.
         least_detail: smaller writing (pixels) is not asked about in a language stage.
     """
@@ -53,6 +55,7 @@ class Stage:
     lr: float = 2e-3
     matrix_lr: float = 3e-3
     tower_rate: float = 0.0
+    end_to_end: bool = False
     warmup: int = 50
     decay: float = 0.4
     least_detail: float = 0.0
@@ -90,97 +93,123 @@ _QUARTER = {1: 0.05, 9: 0.10, 36: 0.30, 144: 0.55}
 _FRUGAL = {1: 0.08, 9: 0.14, 36: 0.25, 144: 0.35, 576: 0.18}
 _WHOLE = {1: 0.10, 9: 0.15, 36: 0.20, 144: 0.25, 576: 0.30}
 
+# With an accelerator the finest scale costs what it should: several scales a step, as in M3.
+_MATRYOSHKA = {1: 0.10, 9: 0.18, 36: 0.24, 144: 0.28, 576: 0.20}
+
+_ON_A_CPU = (
+    Stage("dense", "dense", steps=800, batch=128, side=168, lr=1e-3, matrix_lr=2e-3),
+    Stage("glyphs", "dense", steps=700, batch=128, side=168, mix=_GLYPHS),
+    Stage(
+        "glyphs-again",
+        "dense",
+        steps=600,
+        batch=128,
+        side=168,
+        warmup=100,
+        decay=0.3,
+        mix=_GLYPHS,
+    ),
+    Stage(
+        "language-168",
+        "language",
+        steps=1050,
+        batch=64,
+        side=168,
+        decay=0.15,
+        scales=_QUARTER,
+        mix=_LEGIBLE,
+        tower_rate=0.3,
+        least_detail=11,
+    ),
+    Stage(
+        "language-336",
+        "language",
+        steps=320,
+        batch=32,
+        lr=1e-3,
+        matrix_lr=1.5e-3,
+        scales=_WHOLE,
+    ),
+    Stage("reading-168", "dense", steps=800, batch=128, side=168, mix=_PAPERS),
+    Stage(
+        "reading-336",
+        "dense",
+        steps=400,
+        batch=32,
+        lr=1e-3,
+        matrix_lr=1.5e-3,
+        mix=_PAPERS,
+    ),
+    Stage(
+        "again-168",
+        "language",
+        steps=500,
+        batch=64,
+        side=168,
+        decay=0.15,
+        scales=_QUARTER,
+        mix=_LEGIBLE,
+        tower_rate=0.3,
+        least_detail=8,
+    ),
+    Stage(
+        "again-336",
+        "language",
+        steps=600,
+        batch=64,
+        decay=0.3,
+        scales=_FRUGAL,
+    ),
+    Stage(
+        "skills-168",
+        "language",
+        steps=450,
+        batch=64,
+        side=168,
+        decay=0.15,
+        scales=_QUARTER,
+        mix=_SKILLS,
+        tower_rate=0.3,
+        least_detail=9,
+    ),
+    Stage(
+        "skills-336",
+        "language",
+        steps=1300,
+        batch=64,
+        decay=0.35,
+        scales=_FRUGAL,
+    ),
+    Stage(
+        "whole-336",
+        "language",
+        steps=800,
+        batch=64,
+        decay=0.5,
+        scales=_FRUGAL,
+        tower_rate=0.5,
+        end_to_end=True,
+    ),
+)
+# Eight minutes of one accelerator, a day of a CPU.
+_WITH_AN_ACCELERATOR = Stage(
+    "fast-336",
+    "language",
+    steps=2016,
+    batch=384,
+    warmup=100,
+    decay=0.5,
+    scales=_MATRYOSHKA,
+    scales_per_step=2,
+    tower_rate=0.5,
+    end_to_end=True,
+)
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe(
-            "cpu",
-            (
-                Stage("dense", "dense", steps=800, batch=128, side=168, lr=1e-3, matrix_lr=2e-3),
-                Stage("glyphs", "dense", steps=700, batch=128, side=168, mix=_GLYPHS),
-                Stage(
-                    "glyphs-again",
-                    "dense",
-                    steps=600,
-                    batch=128,
-                    side=168,
-                    warmup=100,
-                    decay=0.3,
-                    mix=_GLYPHS,
-                ),
-                Stage(
-                    "language-168",
-                    "language",
-                    steps=1050,
-                    batch=64,
-                    side=168,
-                    decay=0.15,
-                    scales=_QUARTER,
-                    mix=_LEGIBLE,
-                    tower_rate=0.3,
-                    least_detail=11,
-                ),
-                Stage(
-                    "language-336",
-                    "language",
-                    steps=320,
-                    batch=32,
-                    lr=1e-3,
-                    matrix_lr=1.5e-3,
-                    scales=_WHOLE,
-                ),
-                Stage("reading-168", "dense", steps=800, batch=128, side=168, mix=_PAPERS),
-                Stage(
-                    "reading-336",
-                    "dense",
-                    steps=400,
-                    batch=32,
-                    lr=1e-3,
-                    matrix_lr=1.5e-3,
-                    mix=_PAPERS,
-                ),
-                Stage(
-                    "again-168",
-                    "language",
-                    steps=500,
-                    batch=64,
-                    side=168,
-                    decay=0.15,
-                    scales=_QUARTER,
-                    mix=_LEGIBLE,
-                    tower_rate=0.3,
-                    least_detail=8,
-                ),
-                Stage(
-                    "again-336",
-                    "language",
-                    steps=600,
-                    batch=64,
-                    decay=0.3,
-                    scales=_FRUGAL,
-                ),
-                Stage(
-                    "skills-168",
-                    "language",
-                    steps=450,
-                    batch=64,
-                    side=168,
-                    decay=0.15,
-                    scales=_QUARTER,
-                    mix=_SKILLS,
-                    tower_rate=0.3,
-                    least_detail=9,
-                ),
-                Stage(
-                    "skills-336",
-                    "language",
-                    steps=1300,
-                    batch=64,
-                    decay=0.35,
-                    scales=_FRUGAL,
-                ),
-            ),
-        ),
+        Recipe("cpu", _ON_A_CPU),
+        Recipe("accelerator", (*_ON_A_CPU, _WITH_AN_ACCELERATOR)),
         Recipe(
             "smoke",
             (

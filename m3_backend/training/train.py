@@ -1,4 +1,4 @@
-"""Trains m3-tiny from nothing: `python -m m3_backend.training.train --recipe cpu --out runs/tiny`.
+"""Trains m3-tiny from nothing: `python -m m3_backend.training.train --out runs/tiny`.
 
 Stops and resumes at any step; the same seed on the same hardware gives the same weights. On a busy
 CPU one process a core, `torchrun --nproc-per-node 2 -m m3_backend.training.train`, loses less to
@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerFast
 from m3_backend import attention
 from m3_backend.scales import M3_GRID_SIDE
 from m3_backend.training.alignment import WordAlignment
-from m3_backend.training.batches import NOT_WANTED, Batch, Batches
+from m3_backend.training.batches import Batch, Batches
 from m3_backend.training.model import (
     DENSE_HEADS,
     SHIPPED,
@@ -51,6 +51,7 @@ _IS_GLYPH = torch.tensor([what.startswith(("printed", "handwritten")) for what i
 CLASS_WEIGHTS = torch.where(_IS_GLYPH, 1.0, 0.3)
 CLASS_WEIGHTS[0] = 0.1
 _UNLABELLED = 0.05  # weight of points without an order, a row or a column: nearly all
+_NOT_NAMED = -100
 _ALIGNED = 0.1  # weight of tying image tokens to words, in language stages
 _ORDERS, _ROWS, _COLUMNS = 0.5, 0.5, 0.2  # weights of these labels beside class, colour and place
 
@@ -93,30 +94,45 @@ class Run:
         self.model = TinyLlava(recipe.architecture, self.tokenizer).to(device)
         if device == "cpu":
             self.model.llava.set_attn_implementation(attention.register())
+        else:
+            self._compile()
         self.alignment = WordAlignment(self.tokenizer).to(device)
         before = self.tokenizer.encode("USER: ", add_special_tokens=False)
+        self._class_weights = CLASS_WEIGHTS.to(device)
+        self._is_glyph = _IS_GLYPH.to(device)
         self.before = torch.tensor([self.tokenizer.bos_token_id, *before], device=device)
         out.mkdir(parents=True, exist_ok=True)
+
+    def _compile(self) -> None:
+        """Fuses what is between the products of a layer: most of the time on an accelerator."""
+        # All layers of a kind share the code that is made for one; the top one of the language
+        # model goes a way of its own (model.py).
+        for layer in (*self.model.vision.encoder.layers, *self.model.language.layers[:-1]):
+            layer.compile()
 
     def begin(self, stage: str, checkpoint: Path) -> None:
         """Makes a fresh run start at a later stage, with the weights of a published checkpoint.
 
         Weights of other sizes than the recipe's, and dense heads that were not published with the
         checkpoint, keep their initial values; so do the embeddings of tokens that it does not know.
+        If the recipe's language model has more layers than the checkpoint's, the missing ones are
+        put between those it has, and pass on what they are given until they learn to do more.
         A run that has begun already is left as it is.
         """
         if (self.out / "state.pt").exists():
             return
         number = [each.name for each in self.recipe.stages].index(stage)
         own = self.model.llava.state_dict()
-        published = load_file(checkpoint / "model.safetensors")
+        published = _deepened(
+            load_file(checkpoint / "model.safetensors"), self.recipe.architecture.text_layers
+        )
         for name, value in own.items():
             theirs = published.get(public_name(name))
             if theirs is None or theirs.shape[1:] != value.shape[1:]:
                 continue
             if name.endswith(("embed_tokens.weight", "lm_head.weight")):
                 here, there = _common_tokens(self.tokenizer, checkpoint)
-                value[here] = theirs[there].to(value.dtype)
+                value[here] = theirs[there].to(value)
             elif theirs.shape == value.shape:
                 value.copy_(theirs)
         if (heads := checkpoint / DENSE_HEADS).exists():
@@ -175,8 +191,9 @@ class Run:
                 optimiser.step()
             bar.update()
             if step % 10 == 0 or step == stage.steps - 1:
-                self._log(stage=stage.name, step=step, loss=loss.item(), **metrics)
-                bar.set_postfix(loss=f"{loss.item():.3f}", **metrics)
+                told = {name: round(value.item(), 4) for name, value in metrics.items()}
+                self._log(stage=stage.name, step=step, loss=loss.item(), **told)
+                bar.set_postfix(loss=f"{loss.item():.3f}", **told)
             if time.monotonic() - saved_at > _SAVE_EVERY_S:
                 self._save(number, step + 1, optimisers)
                 saved_at = time.monotonic()
@@ -230,7 +247,8 @@ class Run:
                 }
             )
 
-    def _loss(self, stage: Stage, step: int, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def _loss(self, stage: Stage, step: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and what to tell of it. Nothing here waits for the device."""
         rng = Random(f"{self.recipe.seed}-{stage.name}-{step}-draws")
         room = M3_GRID_SIDE - stage.side // PATCH
         corner = (rng.randint(0, room), rng.randint(0, room))
@@ -238,17 +256,17 @@ class Run:
             features = self.model.patches(batch.pixels, corner)
         if stage.kind == "dense":
             return self._dense_loss(features, corner, batch)
-        # The tower learns from dense labels only: through the language model's loss a small one
-        # learns next to nothing, and features that wander for its sake are harder to read.
-        projected = self.model.projector(features.detach())
+        # Early, the tower learns from dense labels only: through the language model's loss a small
+        # one learns next to nothing, and features that wander for its sake are harder to read.
+        projected = self.model.projector(features if stage.end_to_end else features.detach())
         labels = {"classes": batch.classes, "colours": batch.colours, "rows": batch.rows}
         words = self.model.language.embed_tokens.weight
         aligned = self.alignment(projected, words, labels, corner)
-        metrics: dict[str, float] = {"alignment": round(aligned.item(), 3)}
+        metrics = {"alignment": aligned.detach()}
         losses = []
         for scale in _draw_scales(stage, rng):
             losses.append(self._answer_loss(self.model.pool(projected, scale), batch))
-            metrics[f"loss_{scale}"] = round(losses[-1].item(), 4)
+            metrics[f"loss_{scale}"] = losses[-1].detach()
         loss = torch.stack(losses).mean() + _ALIGNED * aligned
         if stage.tower_rate:
             dense, seen = self._dense_loss(features, corner, batch)
@@ -256,34 +274,36 @@ class Run:
         return loss, metrics
 
     def _answer_loss(self, visual: Tensor, batch: Batch) -> Tensor:
-        wanted = batch.answers != NOT_WANTED
         logits = self.model.answer_logits(
-            visual, self.before, batch.text, batch.blocks, batch.positions, wanted
+            visual, self.before, batch.text, batch.blocks, batch.positions, batch.wanted
         )
-        return F.cross_entropy(logits.float(), batch.answers[wanted])
+        row, column = batch.wanted
+        return F.cross_entropy(logits.float(), batch.answers[row, column])
 
     def _dense_loss(
         self, features: Tensor, corner: tuple[int, int], batch: Batch
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.model.dense_logits(features)
-        weight = CLASS_WEIGHTS.to(features.device)
         classes, colours = batch.classes.long(), batch.colours.long()
-        known = colours < NO_COLOUR
+        colours = colours.where(colours < NO_COLOUR, _NOT_NAMED)
         place_error = self.model.place_error(features, corner)
         loss = (
-            F.cross_entropy(logits.classes.flatten(0, 2), classes.flatten(), weight=weight)
-            + F.cross_entropy(logits.colours[known], colours[known])
+            F.cross_entropy(
+                logits.classes.flatten(0, 2), classes.flatten(), weight=self._class_weights
+            )
+            + F.cross_entropy(
+                logits.colours.flatten(0, 2), colours.flatten(), ignore_index=_NOT_NAMED
+            )
             + _ORDERS * _labelled_loss(logits.orders, batch.orders)
             + _ROWS * _labelled_loss(logits.rows, batch.rows)
             + _COLUMNS * _labelled_loss(logits.columns, batch.columns)
             + place_error
         )
         right = logits.classes.argmax(-1) == classes
-        glyphs = _IS_GLYPH.to(features.device)[classes]
         return loss, {
-            "place_error": round(place_error.item(), 4),
-            "foreground_accuracy": _share(right[classes > 0]),
-            "glyph_accuracy": _share(right[glyphs]),
+            "place_error": place_error.detach(),
+            "foreground_accuracy": _share(right, classes > 0),
+            "glyph_accuracy": _share(right, self._is_glyph[classes]),
             "order_accuracy": _labelled_accuracy(logits.orders, batch.orders),
             "row_accuracy": _labelled_accuracy(logits.rows, batch.rows),
             "column_accuracy": _labelled_accuracy(logits.columns, batch.columns),
@@ -355,12 +375,36 @@ def _labelled_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 2), labels.flatten().long(), weight=weight)
 
 
-def _labelled_accuracy(logits: Tensor, labels: Tensor) -> float:
-    return _share((logits.argmax(-1) == labels)[labels > 0])
+def _labelled_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    return _share(logits.argmax(-1) == labels, labels > 0)
 
 
-def _share(right: Tensor) -> float:
-    return round(right.float().mean().item(), 3) if right.numel() else 0.0
+def _share(right: Tensor, among: Tensor) -> Tensor:
+    return (right & among).sum() / among.sum().clamp(min=1)
+
+
+def _deepened(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """A language model's weights with more layers, which compute the same.
+
+    A new layer is a copy of the one below that adds nothing: its last products are zero.
+    (Wu et al., "LLaMA Pro: Progressive LLaMA with Block Expansion", 2024.)
+    """
+    head = "language_model.model.layers."
+    old = 1 + max(int(n.removeprefix(head).split(".")[0]) for n in weights if n.startswith(head))
+    if layers <= old:
+        return weights
+    made = {name: value for name, value in weights.items() if not name.startswith(head)}
+    # Spread evenly: of four in six, 0 0' 1 2 2' 3.
+    sources = [at * old // layers for at in range(layers)]
+    for at, source in enumerate(sources):
+        is_new = at > 0 and sources[at - 1] == source
+        for name, value in weights.items():
+            if not name.startswith(f"{head}{source}."):
+                continue
+            part = name.removeprefix(f"{head}{source}.")
+            silent = is_new and part in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            made[f"{head}{at}.{part}"] = torch.zeros_like(value) if silent else value
+    return made
 
 
 def _common_tokens(

@@ -74,6 +74,7 @@ def draw(
         shift,
         held_out_ink=split != "train",
         rounds=_ROUNDS_OF_TRAINING if split == "train" else 1,
+        hurried=split == "train",
     )
     world = rng.choices(list(mix), list(mix.values()))[0]
     WORLDS[world](scene)

@@ -20,6 +20,14 @@ _BEFORE_NOUNS = (
     "could you give me {}?",
     "report {}, please.",
     "look for {}.",
+    "{}, please.",
+    "show me {}.",
+    "i would like {}.",
+    "and {}?",
+    "here, what is {}?",
+    "let me have {}.",
+    "answer with {}.",
+    "the question is {}.",
 )
 _BEFORE_CLAUSES = (
     "tell me {}.",
@@ -34,6 +42,14 @@ _BEFORE_CLAUSES = (
     "look {}.",
     "check {}, please.",
     "write down {}.",
+    "{}?",
+    "answer {}.",
+    "show me {}.",
+    "let me know {}.",
+    "the question is {}.",
+    "i would like to know {}.",
+    "now tell us {}.",
+    "explain {}.",
 )
 
 _NOUNS: dict[str, tuple[str, ...]] = {

@@ -1,5 +1,5 @@
 """How each kind of question can be asked: fixed and composed ways that are trained on, two that
-never are.
+never are; in training also as people type in a hurry.
 """
 
 from __future__ import annotations
@@ -372,16 +372,37 @@ KINDS = tuple(_SEEN)
 _COMPOSED = {kind: composed(kind) for kind in KINDS}
 
 
-def phrase(kind: str, rng: Random, held_out: bool, **words: str) -> str:
-    """One way of asking a question of `kind`, with `words` filled in, as people spell and type."""
+# Left out or put in front, these change no question: what is asked for is in the other words.
+_SMALL = frozenset(
+    "the a is are of in there do does you me this that it what which can please tell to".split()
+)
+_IN_FRONT = ("please", "now", "hello,", "here,", "look,", "so", "and", "well,", "for this image,")
+_HURRIED = 0.3
+
+
+def phrase(kind: str, rng: Random, held_out: bool, hurried: bool = False, /, **words: str) -> str:
+    """One way of asking a question of `kind`, with `words` filled in, as people spell and type.
+
+    Args:
+        hurried: a share of the questions lacks small words or begins with some too many.
+    """
     fixed = _HELD_OUT[kind] if held_out else _SEEN[kind]
     choices = _COMPOSED[kind] if not held_out and rng.random() < 0.5 else fixed
-    text = rng.choice(choices).format(**words)
+    template = rng.choice(choices)
+    if hurried and rng.random() < _HURRIED:
+        template = _hurried(template, rng)
+    text = template.format(**words)
     if rng.random() < 0.3:
         text = text.replace("colour", "color")
     if rng.random() < 0.4:
         text = text[0].upper() + text[1:]
     return text
+
+
+def _hurried(template: str, rng: Random) -> str:
+    words = [w for w in template.split() if w not in _SMALL or rng.random() < 0.6]
+    front = [rng.choice(_IN_FRONT)] if rng.random() < 0.4 else []
+    return " ".join(front + (words or template.split()))
 
 
 def all_phrasings() -> tuple[str, ...]:

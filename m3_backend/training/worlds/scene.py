@@ -40,6 +40,7 @@ class Scene:
         held_out_ink: use the handwritten digits that are kept from training.
         rounds: how many times over to ask what can be asked in many ways. Looking at a picture is
             most of the work of learning from it, so that more questions teach more for the same.
+        hurried: some questions are asked as people type in a hurry.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class Scene:
         shift: Shift = "none",
         held_out_ink: bool = False,
         rounds: int = 1,
+        hurried: bool = False,
     ) -> None:
         self.side = side
         self.rng = rng
         self.shift = shift
         self.held_out_ink = held_out_ink
         self.rounds = rounds
+        self.hurried = hurried
         self.questions: list[Question] = []
         self.canvas = self.fresh_canvas(rng.choice(NAMES))
 
@@ -73,5 +76,5 @@ class Scene:
 
     def ask(self, family: str, kind: str, answer: str, detail_px: float, **words: str) -> None:
         """Adds a question in one of the phrasings of `kind`."""
-        text = phrase(kind, self.rng, self.shift == "phrasing", **words)
+        text = phrase(kind, self.rng, self.shift == "phrasing", self.hurried, **words)
         self.questions.append(Question(family, text, answer, detail_px))

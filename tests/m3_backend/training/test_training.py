@@ -109,6 +109,60 @@ def test_a_run_goes_on_from_a_published_checkpoint(trained: Run, tmp_path: Path)
     assert next_run.resume()[:2] == (2, 0)
 
 
+def test_a_deeper_language_model_begins_by_computing_what_the_checkpoint_does(
+    trained: Run, tmp_path: Path
+) -> None:
+    publish(trained, 2, 2, to=tmp_path / "published")
+    deeper = replace(SMOKE.architecture, text_layers=3)
+    assert SMOKE.architecture.text_layers < 3
+    run = Run(replace(SMOKE, architecture=deeper), tmp_path / "deeper", "cpu", workers=0)
+    run.begin("language", tmp_path / "published")
+    same = Run(SMOKE, tmp_path / "same", "cpu", workers=0)
+    same.begin("language", tmp_path / "published")
+    batch = Batches(SMOKE.stages[1], run.tokenizer, questions=3, seed=1)[0]
+
+    def logits(of: Run) -> torch.Tensor:
+        visual = of.model.visual_tokens(of.model.patches(batch.pixels), 9)
+        asked = (batch.text, batch.blocks, batch.positions, batch.wanted)
+        return of.model.eval().answer_logits(visual, of.before, *asked)
+
+    with torch.inference_mode():
+        torch.testing.assert_close(logits(run), logits(same), atol=1e-5, rtol=1e-4)
+
+
+def test_a_deeper_model_learns_in_its_new_layers_too(trained: Run, tmp_path: Path) -> None:
+    publish(trained, 2, 2, to=tmp_path / "published")
+    deeper = replace(SMOKE.architecture, text_layers=3)
+    run = Run(replace(SMOKE, architecture=deeper), tmp_path / "deeper", "cpu", workers=0)
+    run.begin("language", tmp_path / "published")
+    run.train()
+    silent = [
+        name
+        for name, value in run.model.language.layers.named_parameters()
+        if name.endswith(("o_proj.weight", "down_proj.weight")) and not value.any()
+    ]
+    assert not silent
+
+
+def test_the_tower_learns_from_the_answers_only_where_the_stage_says_so(
+    trained: Run, tmp_path: Path
+) -> None:
+    stage = replace(SMOKE.stages[1], tower_rate=0.3)
+    run = Run(SMOKE, tmp_path, "cpu", workers=0)
+    batch = Batches(stage, run.tokenizer, questions=3, seed=1)[0]
+
+    def gradient(end_to_end: bool) -> torch.Tensor:
+        run._trainable(stage)
+        run.model.zero_grad()
+        loss, _ = run._loss(replace(stage, end_to_end=end_to_end), 0, batch)
+        loss.backward()
+        found = run.model.vision.encoder.layers[0].mlp.fc1.weight.grad
+        assert found is not None
+        return found.clone()
+
+    assert not torch.allclose(gradient(False), gradient(True))
+
+
 def test_the_dense_stage_learns(tmp_path: Path) -> None:
     stage = replace(SMOKE.stages[0], steps=25)
     Run(Recipe("short", (stage,), SMOKE.architecture), tmp_path, "cpu", workers=0).train()
@@ -141,7 +195,12 @@ def test_transformers_reads_the_checkpoint_and_computes_the_same(trained: Run) -
         ]
         features = ours.patches(pixels)
         got = ours.answer_logits(
-            ours.visual_tokens(features, 576), trained.before, text, blocks, positions, mask
+            ours.visual_tokens(features, 576),
+            trained.before,
+            text,
+            blocks,
+            positions,
+            mask.nonzero().T,
         )
     torch.testing.assert_close(got, expected[0], atol=2e-4, rtol=1e-3)
 
@@ -164,9 +223,8 @@ def test_a_question_is_answered_as_if_it_were_the_only_one(untrained: TinyLlava)
     def logits(asked: list[Question]) -> torch.Tensor:
         rows = pack(tokenizer, asked, Random(0), conversations=0.0)
         text, blocks, positions, answers = (torch.tensor([row]) for row in rows)
-        return untrained.answer_logits(
-            visual, before, text, blocks, positions, answers != NOT_WANTED
-        )
+        wanted = (answers != NOT_WANTED).nonzero().T
+        return untrained.answer_logits(visual, before, text, blocks, positions, wanted)
 
     with torch.inference_mode():
         together = logits(questions)
@@ -259,7 +317,7 @@ def test_cross_entropy_ignores_questions(untrained: TinyLlava) -> None:
     mask = batch.answers != NOT_WANTED
     visual = untrained.visual_tokens(untrained.patches(batch.pixels), 9)
     logits = untrained.answer_logits(
-        visual, torch.tensor([1]), batch.text, batch.blocks, batch.positions, mask
+        visual, torch.tensor([1]), batch.text, batch.blocks, batch.positions, batch.wanted
     )
     assert logits.shape == (int(mask.sum()), 1024)
     assert F.cross_entropy(logits, batch.answers[mask]).item() == pytest.approx(

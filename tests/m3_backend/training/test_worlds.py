@@ -111,8 +111,10 @@ def test_counting_all_is_never_less_than_counting_some(pictures: list[Picture]) 
     assert all(everything >= some >= 1 for everything, some in pairs)
 
 
-def _as_templates_spell(kind: str, number: int, held_out: bool, words: dict[str, str]) -> str:
-    text = phrasings.phrase(kind, Random(number), held_out, **words)
+def _as_templates_spell(
+    kind: str, number: int, held_out: bool, words: dict[str, str], hurried: bool = False
+) -> str:
+    text = phrasings.phrase(kind, Random(number), held_out, hurried, **words)
     return text.lower().replace("color", "colour")
 
 
@@ -130,6 +132,32 @@ def test_held_out_phrasings_are_never_trained_on(kind: str) -> None:
     assert len(seen) > 20
     assert len(held_out) == 2
     assert not seen & held_out
+    hurried = {_as_templates_spell(kind, i, False, words, hurried=True) for i in range(1000)}
+    assert len(hurried) > 2 * len(seen)
+    assert not hurried & held_out
+
+
+def test_only_training_asks_in_a_hurry() -> None:
+    assert not any("hello" in template for template in phrasings.all_phrasings())
+
+    def greeted(split: str) -> int:
+        texts = [q.text for i in range(150) for q in draw(split, i, side=168).questions]
+        return sum(text.lower().startswith("hello,") for text in texts)
+
+    assert greeted("train") > 0
+    assert greeted("test") == 0
+
+
+@pytest.mark.parametrize("kind", phrasings.KINDS)
+def test_a_hurry_drops_no_word_that_is_asked_about(kind: str) -> None:
+    words = {w: f"{w}-word" for w in "colour shape what a b relation item field row part".split()}
+    words["column"] = "column-word"
+    careful = phrasings.all_phrasings()
+    asked = {word for t in careful for word in re.findall(r"{(\w+)}", t)}
+    assert asked <= words.keys()
+    for number in range(300):
+        text = phrasings.phrase(kind, Random(number), False, True, **words)
+        assert "{" not in text and text.strip()
 
 
 def test_no_template_of_training_is_held_out_from_another_kind() -> None:
