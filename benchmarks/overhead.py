@@ -2,11 +2,11 @@
 
 Both apps run in one Ray Serve at the same time. In the service only the model is missing: its
 replica answers at once, with the same events. The no-op app's ingress reads the body, hands it to a
-replica over a streaming handle, and sends three events' worth of JSON back. Both get the same
-requests, by turns, at half of the rate at which the service saturates: about pictures whose
-features the predictor has, and about new ones (336 × 336, decoded and looked at in the ingress).
-The difference is the router: parsing, images, predictor, decision, admission, headers, metrics,
-records.
+replica over a streaming handle, and sends three events back as JSON (the service packs them into
+two messages). Both get the same requests, by turns, at half of the rate at which the service
+saturates: about pictures whose features the predictor has, and about new ones (336 × 336, decoded
+and looked at in the ingress). The difference is the router: parsing, images, predictor, decision,
+admission, headers, metrics, records.
 
 All of it in each of Ray Serve's modes, which its environment switches (`MODES`). Differences of
 quantiles are medians of the rounds; `pooled` are those of all requests of a side together.

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of the routes.
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,6 +11,7 @@ from ray import serve
 
 from deploy.app import LOGGING
 from deploy.config import Config
+from deploy.transport import Message, packed
 from m3_backend.messages import Delta, Event, Finished, GenerationRequest, ModelInfo, Started
 from m3_backend.stats import CacheStats, EngineStats
 
@@ -39,7 +40,11 @@ class NoModel:
         cache = CacheStats(0, 0, 0, 0, 0, 0, None, 0, 0)
         return self._name, EngineStats(0, 0, 0, self._slots, cache)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Message]:
+        async for message in packed(self._answer(request), whole=request.whole):
+            yield message
+
+    async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         tokens = sum(request.scales)
         cache: Any = ("memory",) * len(request.scales)
         yield Started(request.scales, tokens, cache, 0.0, 0.0, 0.0, replica=self._name)

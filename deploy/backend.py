@@ -23,6 +23,7 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from deploy.shadow import ShadowStats
+from deploy.transport import Message, unpacked
 from m3_backend.errors import BackendError, OverloadedError, ServiceError
 from m3_backend.messages import Event, GenerationRequest, ModelInfo
 from m3_backend.stats import BreakerState, EngineStats
@@ -112,21 +113,18 @@ class HandleBackend:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """Started, Deltas, Finished. Closing it early cancels the request on its replica."""
-        events = cast(
-            "DeploymentResponseGenerator[Event | ServiceError]",
-            self._streaming.generate.remote(request),
+        messages = cast(
+            "DeploymentResponseGenerator[Message]", self._streaming.generate.remote(request)
         )
         try:
-            async for event in events:
-                if isinstance(event, ServiceError):
-                    raise event
+            async for event in unpacked(messages):
                 yield event
         except ServiceError:
             raise
         except Exception as error:
             raise translate(error) from error
         except BaseException:  # closed early, or cancelled because the client has left
-            events.cancel()  # type: ignore[no-untyped-call]
+            messages.cancel()  # type: ignore[no-untyped-call]
             raise
 
     async def shadow_stats(self) -> dict[str, ShadowStats]:

@@ -15,8 +15,8 @@ from deploy.config import Config
 from deploy.feedback import open_held_answers
 from deploy.recorder import open_stream
 from deploy.shadow import ShadowLabeller, ShadowStats, open_queue
-from m3_backend.errors import ServiceError
-from m3_backend.messages import Event, GenerationRequest, ModelInfo
+from deploy.transport import Message, packed
+from m3_backend.messages import GenerationRequest, ModelInfo
 from m3_backend.stats import EngineStats
 from predictor.record_store import LABELS
 from router.telemetry import Line
@@ -81,18 +81,10 @@ class M3Replica:
         stats = self._engine.stats()
         return stats.running == stats.waiting == 0
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event | ServiceError]:
-        """Started, Deltas, Finished; or a ServiceError as the last item.
-
-        The error is an item because Serve writes a traceback for every exception that leaves a
-        replica, and a caller's mistake is not worth one.
-        """
-        events = self._engine.generate(request)
-        try:
-            async for event in events:
-                yield event
-        except ServiceError as error:
-            yield error
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Message]:
+        """Started, Deltas, Finished; or a ServiceError as the last item (deploy/transport.py)."""
+        async for message in packed(self._engine.generate(request), whole=request.whole):
+            yield message
 
     async def check_health(self) -> None:
         """Raises when the engine's loop has ended, so that Serve replaces this replica."""

@@ -93,6 +93,7 @@ class GenerationRequest:
         encode_ms: estimated replica time besides, where they are not.
         keep_s: for so long the finest features of its images stay in the replica's memory, as far
             as there is room for that; for shadow labels.
+        whole: nobody reads the answer before its end, so that its text may come in one piece.
     """
 
     request_id: str
@@ -107,6 +108,7 @@ class GenerationRequest:
     work_ms: float = 0.0
     encode_ms: float = 0.0
     keep_s: float = 0.0
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

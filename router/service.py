@@ -577,6 +577,7 @@ class RoutingService:
             pool="" if pool is None else pool.name,
             work_ms=line.start_ms + line.hold_ms - encode_ms,
             encode_ms=encode_ms,
+            whole=not plan.chat.stream,
         )
 
 

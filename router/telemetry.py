@@ -173,6 +173,9 @@ class Trace:
             self.answer.clear()
         elif isinstance(event, Finished):
             self.finished = event
+            if not self.stream and self.started_s is not None:
+                # The text of a whole answer comes at its end; the replica knows when it began.
+                self.ttft_s = min(self.started_s + event.prefill_ms / 1e3, self.elapsed_s())
         elif isinstance(event, Delta):
             self.answer.append(event.text)
             if self.ttft_s is None:

@@ -18,7 +18,8 @@ from ray.serve.handle import DeploymentHandle
 from deploy.affinity import AffinityRouter
 from deploy.backend import HandleBackend
 from deploy.pools import PooledBackend
-from m3_backend.messages import Delta, Event, GenerationRequest, ImageInput
+from deploy.transport import Message
+from m3_backend.messages import Delta, GenerationRequest, ImageInput
 from m3_backend.stats import CacheStats, EngineStats
 from tests.fakes import MODEL
 
@@ -38,8 +39,8 @@ class Model:
     async def stats(self) -> tuple[str, EngineStats]:
         return self._name, EngineStats(0, 0, 0, PLACES, NO_CACHE)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
-        yield Delta(self._name)
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Message]:
+        yield (Delta(self._name),)
         if request.request_id == "wait":
             await asyncio.Event().wait()
 
@@ -56,10 +57,12 @@ class Caller:
         self.free = asyncio.Event()
 
     async def who(self, picture: int | None) -> str:
-        async for event in self.backend.generate(request("ask", picture)):
-            assert isinstance(event, Delta)
-            return event.text
-        raise AssertionError("nobody answered")
+        names = [
+            event.text
+            async for event in self.backend.generate(request("ask", picture))
+            if isinstance(event, Delta)
+        ]
+        return names[0]
 
     async def hold(self, picture: int) -> str:
         """Who has a request that stays until `let_go`. Every call is a request of its own."""
@@ -136,8 +139,10 @@ def test_a_crowd_for_one_picture_spreads_and_leaves_nothing_behind(
             assert time.monotonic() < limit
     caller.let_go.remote().result()
     names = [one.result(timeout_s=60) for one in waiting]
-    assert set(names[:3]) == {home}  # until the other is shorter by more than an encoding
-    assert names[3] != home
+    # It goes on until the other is shorter by more than an encoding: three requests here. An answer
+    # before this test whose end the router has yet to hear of counts for one, on either side.
+    away = next(at for at, name in enumerate(names) if name != home)
+    assert 2 <= away <= 4
     assert len(set(names)) == 2
     assert abs(names.count(home) - 6) <= 2
     # Their work is off the books, as soon as the router has heard of their end.

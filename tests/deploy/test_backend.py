@@ -16,6 +16,7 @@ from ray import cloudpickle, serve
 from ray.serve.handle import DeploymentHandle
 
 from deploy.backend import HandleBackend
+from deploy.transport import Message, packed
 from m3_backend.errors import ContextLengthError, ServiceError
 from m3_backend.messages import Delta, Event, Finished, GenerationRequest
 from m3_backend.stats import CacheStats, EngineStats
@@ -43,13 +44,17 @@ class Model:
             raise RuntimeError("the loop has ended")
         return "one", EngineStats(self.running, 0, 0, MAX_ONGOING, NO_CACHE)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event | ServiceError]:
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Message]:
+        async for message in packed(self._answer(request), whole=request.whole):
+            yield message
+
+    async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         self.running += 1
         try:
             yield Delta("first")
             match request.request_id:
                 case "refuse":
-                    yield ContextLengthError("too long")
+                    raise ContextLengthError("too long")
                 case "crash":
                     raise KeyError("an accident")
                 case "die":

@@ -28,6 +28,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deploy.app import HEALTH_PERIOD_S
 from deploy.backend import HandleBackend
+from deploy.transport import Message, packed
 from m3_backend.messages import Delta, Event, Finished, GenerationRequest, Started
 from router.config import RouterConfig
 from router.http import build_app
@@ -54,7 +55,11 @@ class Model:
     async def info(self) -> Any:
         return MODEL
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Message]:
+        async for message in packed(self._answer(request), whole=request.whole):
+            yield message
+
+    async def _answer(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         [question] = [part for part in request.turns[-1].content if isinstance(part, str)]
         asked = re.fullmatch(
             r"Die (\d+) times after (\d+)( read| heard)? words, see (.+)", question

@@ -67,7 +67,17 @@ async def test_the_answer_is_relayed_and_traced() -> None:
     assert trace.started is answer.started
     assert trace.finished is events[-1]
     assert trace.predictor == "fake-1"
-    assert (trace.routing_s, trace.handed_s, trace.started_s, trace.ttft_s) == (1, 3, 4, 5)
+    # A whole answer's text comes at its end: its first token was there once it had been prefilled.
+    assert (trace.routing_s, trace.handed_s, trace.started_s) == (1, 3, 4)
+    assert trace.ttft_s == pytest.approx(4 + events[-1].prefill_ms / 1e3)
+
+
+async def test_a_streamed_answer_has_its_first_token_when_its_first_text_comes() -> None:
+    trace = Trace("id-1", timer=iter(range(100)).__next__)
+    answer = await service(FakeBackend(), FakePredictor()).handle(encoded(stream=True), trace)
+    async for _ in answer:
+        pass
+    assert (trace.started_s, trace.ttft_s) == (4, 5)
 
 
 async def test_every_image_is_predicted_for_the_last_question_under_the_salt() -> None:
