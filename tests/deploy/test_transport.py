@@ -1,4 +1,4 @@
-"""Messages between a replica and an ingress: the same answer, in fewer pieces where nobody minds."""
+"""Messages between a replica and an ingress: one answer, in fewer pieces where nobody minds."""
 
 from __future__ import annotations
 
