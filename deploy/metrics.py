@@ -57,7 +57,7 @@ COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
         "Requests that gave up their KV memory to others and started over.",
         lambda s: s.memory.preempted,
     ),
-    "m3_vision_encodings": ("Runs of the vision tower.", lambda s: s.cache.encodes),
+    "m3_vision_encodings": ("Images that the vision tower has encoded.", lambda s: s.cache.encodes),
     "m3_feature_cache_memory_hits": (
         "Images whose features were in memory.",
         lambda s: s.cache.memory_hits,

@@ -198,6 +198,7 @@ def test_decisions_are_the_newest_first_and_can_be_narrowed(views: Views) -> Non
     rows = views.show(Looked("decisions", "24h"))["requests"]
     assert len(rows) == 100
     assert [r["arrived"] for r in rows] == sorted((r["arrived"] for r in rows), reverse=True)
+    assert {"max_regret", "loosened_from", "tightened_to"} <= rows[0].keys()
     only = views.show(Looked("decisions", "24h", scale=9, code="ok", reason="predicted"))
     assert {(r["scale"], r["code"]) for r in only["requests"]} == {(9, "ok")}
     assert views.show(Looked("decisions", "24h", reason="forced"))["requests"] == []
