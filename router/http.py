@@ -164,7 +164,7 @@ def build_app(
     _add_api(app, service, clock)
     _add_feedback(app, service, telemetry, feedback)
     _add_operations(app, service, access, telemetry, before_scrape, drift)
-    page.add_page(app, service, examples, records)
+    page.add_page(app, service, examples, records, drift)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 

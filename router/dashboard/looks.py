@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from m3_backend.errors import InvalidRequestError, quoted
 from predictor.records import Target
+from router.drift import DriftState
 
 ViewName = Literal["cost", "quality", "decisions", "frontier"]
 VIEW_NAMES: tuple[ViewName, ...] = get_args(ViewName)
@@ -33,6 +34,8 @@ class Known:
         predictor: version of the one in force.
         target: what its probabilities and its promise are about.
         uniform_share: of requests, drawn for labels whatever was decided; None where nobody knows.
+        drift: of the requests of the ingress that was asked; None where nobody watches.
+        drift_limit: index from which on traffic counts as other traffic.
     """
 
     prefill_token_ms: float | None = 0.0
@@ -41,6 +44,8 @@ class Known:
     predictor: str | None = None
     target: Target | None = None
     uniform_share: float | None = None
+    drift: DriftState | None = None
+    drift_limit: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

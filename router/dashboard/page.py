@@ -20,6 +20,7 @@ from m3_backend.errors import ServiceError
 from router.dashboard.examples import Examples, read_examples
 from router.dashboard.files import SECURITY, PageFile, read_files
 from router.dashboard.looks import VIEW_NAMES, Known, Looked, read_look
+from router.drift import DriftWatch
 from router.errors import Code
 from router.service import RoutingService
 
@@ -58,13 +59,18 @@ class Setup(BaseModel):
 
 
 def add_page(
-    app: FastAPI, service: RoutingService, examples: Path | None, records: Records | None
+    app: FastAPI,
+    service: RoutingService,
+    examples: Path | None,
+    records: Records | None,
+    drift: DriftWatch | None = None,
 ) -> None:
     """Adds the page.
 
     Args:
         examples: folder of the example pictures; None where there are none.
         records: shows a view of the records; None where none are kept.
+        drift: watches the traffic; None where nobody does.
     """
     files = read_files(STATIC)
     shown = read_examples(examples)
@@ -92,7 +98,7 @@ def add_page(
         name = next((name for name in VIEW_NAMES if name == view), None)
         if records is None or name is None:
             raise HTTPException(404)
-        known = await _known(service)
+        known = await _known(service, drift)
         looked = read_look(name, request.query_params, known)
         try:
             async with asyncio.timeout(VIEW_TIMEOUT_S):
@@ -121,7 +127,7 @@ def _add_examples(app: FastAPI, shown: Examples) -> None:
         return _found(shown.pictures.get(name)).answer(request)
 
 
-async def _known(service: RoutingService) -> Known:
+async def _known(service: RoutingService, drift: DriftWatch | None) -> Known:
     return Known(
         (await service.info()).costs.prefill_token_ms,
         service.config.max_regret,
@@ -129,6 +135,8 @@ async def _known(service: RoutingService) -> Known:
         service.predictor_version,
         service.predictor_target,
         service.config.shadow.uniform_share,
+        None if drift is None else drift.state,
+        service.config.drift.warn_at,
     )
 
 

@@ -15,6 +15,7 @@ from predictor.selection import select_many
 from router.dashboard.looks import Known, Looked, Period, ViewName
 from router.dashboard.quality import Foreseen, calibration, needs
 from router.dashboard.rollups import BINS_PER_OCTAVE, CACHES, ROUTER_TIMES, RollUps, level_for
+from router.drift import FEWEST_IMAGES
 
 MS_PER_HOUR = 3_600_000.0
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -124,6 +125,7 @@ class _Look:
             "over_time": self._regret_over_time(),
             "calibration": calibration(foreseen),
             "allocation": needs(foreseen),
+            "drift": _drift(known),
         }
 
     def decisions(self) -> dict[str, Any]:
@@ -425,6 +427,22 @@ VIEWS: dict[ViewName, Callable[[_Look], dict[str, Any]]] = {
     "decisions": _Look.decisions,
     "frontier": _Look.frontier,
 }
+
+
+def _drift(known: Known) -> dict[str, Any] | None:
+    """How far the newest requests have moved from what the predictor in force was certified on."""
+    if known.drift is None:
+        return None
+    return {
+        "images": known.drift.images,
+        "fewest_images": FEWEST_IMAGES,
+        "limit": known.drift_limit,
+        "warning": known.drift.warning,
+        "shifts": [
+            {"kind": kind, "name": shift.name, "psi": shift.psi}
+            for kind, shift in known.drift.shifts.items()
+        ],
+    }
 
 
 def _frontier(rows: Sequence[Mapping[str, Any]], known: Known) -> dict[str, Any]:

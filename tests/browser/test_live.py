@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from predictor.record_store import LABELS, REQUESTS, RecordStore
 from tests.browser.browsing import PATIENCE_MS, PHONE, WIDE, visiting
@@ -123,6 +124,39 @@ def test_quality_is_that_of_metrics_and_labels(
         expect(page.locator(".reliability")).to_be_visible()
         assert visit.sideways == 0
         assert visit.accessibility(axe) == []
+        assert visit.complaints == []
+
+
+def test_quality_shows_what_has_moved(browser: Browser, live: Live, axe: str) -> None:
+    url = f"{live.service.url}/dashboard?view=quality&range=15m"
+    with visiting(browser, url, PHONE) as visit:
+        page = visit.page
+        expect(
+            page.get_by_text("below 200 the largest of some two hundred numbers")
+        ).to_be_visible()
+        expect(page.locator(".drift")).to_be_hidden()
+
+        def later(route: Route) -> None:
+            """As after many more pictures than a test can send."""
+            response = route.fetch()
+            shifts = [
+                {"kind": "picture", "name": "luma.mean", "psi": 0.31},
+                {"kind": "question", "name": "query.words", "psi": 0.04},
+            ]
+            body = response.json()
+            route.fulfill(
+                response=response,
+                json=body | {"drift": body["drift"] | {"images": 300, "shifts": shifts}},
+            )
+
+        page.route("**/dashboard/views/quality*", later)
+        rows = page.locator(".drift tbody tr")
+        expect(rows).to_have_text(
+            [re.compile(r"luma\.mean.*0\.31.*moved"), re.compile("0.04.*same")]
+        )
+        assert visit.sideways == 0
+        assert visit.accessibility(axe) == []
+        page.unroute_all(behavior="ignoreErrors")
         assert visit.complaints == []
 
 

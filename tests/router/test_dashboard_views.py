@@ -19,6 +19,7 @@ import pytest
 from benchmarks.synthetic_records import Plan, labels_of, tables
 from m3_backend.errors import InvalidRequestError
 from m3_backend.messages import CacheLevel
+from predictor.drift import Shift
 from predictor.record_store import LABELS, REQUESTS, RecordStore
 from predictor.regret import RegretLedger, Served
 from predictor.selection import select
@@ -28,6 +29,7 @@ from router.dashboard import page
 from router.dashboard.looks import Known, Looked, Period, read_look
 from router.dashboard.rollups import BINS_PER_OCTAVE, RollUps
 from router.dashboard.views import Price, Views, quantile
+from router.drift import DriftState
 from router.http import build_app
 from router.service import RoutingService
 from tests.fakes import FakeBackend, FakePredictor
@@ -344,6 +346,20 @@ def test_without_labels_quality_is_empty_and_says_what_is_known(tmp_path: Path) 
         0.02,
         [],
     )
+
+
+def test_quality_tells_how_far_traffic_has_moved(tmp_path: Path) -> None:
+    views = Views(RollUps(str(tmp_path), clock=lambda: NOW), Price(), lambda: NOW)
+    assert views.show(Looked("quality", "1h"))["drift"] is None
+    state = DriftState(500, 300, {"picture": Shift("luma.mean", 0.31)}, warning=True)
+    known = Known(drift=state, drift_limit=0.25)
+    assert views.show(Looked("quality", "1h", known=known))["drift"] == {
+        "images": 300,
+        "fewest_images": 200,
+        "limit": 0.25,
+        "warning": True,
+        "shifts": [{"kind": "picture", "name": "luma.mean", "psi": 0.31}],
+    }
 
 
 def test_what_labels_are_kept_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

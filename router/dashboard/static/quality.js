@@ -58,6 +58,22 @@ function predictorRow(row, inForce) {
     el("td", {}, known ? el("span", { class: broken ? "bad" : "good" }, broken ? "exceeded" : known.high <= known.bound ? "kept" : "not exceeded") : ""));
 }
 
+const KINDS = { picture: "Pictures", question: "Questions", score: "Predicted success" };
+const LITTLE = 0.1; // population stability that is nothing to speak of, by the usual reading
+
+function driftRow({ kind, name, psi }, limit) {
+  const [tone, said] = psi >= limit ? ["bad", "moved"] : psi >= LITTLE ? ["", "a little"] : ["good", "the same"];
+  return el("tr", {},
+    el("th", { scope: "row" }, KINDS[kind] ?? kind), el("td", {}, el("code", {}, name)),
+    el("td", {}, psi.toFixed(2)), el("td", {}, el("span", { class: tone }, said)));
+}
+
+function drifted({ images, fewest_images: fewest, limit, shifts }) {
+  if (images < fewest) return `${plural(images, "picture")} of this predictor so far; below ${fewest} the largest of some two hundred numbers is large by chance alone, so nothing is said yet.`;
+  if (!shifts.length) return "The predictor in force does not know what it was certified on (an older artefact): retrain to compare.";
+  return `How far the newest ${count(images)} pictures and their questions have moved from those that the predictor's prices were certified on: of each kind the number that moved most, by population stability index (m3_drift_psi). From ${limit} on (router.drift.warn_at) the promise is about other traffic: look at the regret above, and retrain. Decisions stay as they are. Of the ingress replica that answered this page, whatever the filters.`;
+}
+
 const TARGETS = {
   correctness: "The promise of the predictor in force is about right answers; labels know only whether an answer is the finest scale's. So regret is estimated too high here, never too low: who gets another answer has not always lost a right one.",
   agreement: "The promise of the predictor in force is about the same: answers that are those of the finest scale.",
@@ -99,6 +115,20 @@ export function quality(root, service) {
         head("version", "first answer", "answers", "labels", "regret", "95% interval", "promised", "bound"), predictors)),
     el("p", { class: "fine inside" }, "Answers in this time; regret of all labels of a version, whenever they came, as in m3_regret. “Exceeded” is said only with 95% confidence, however often one looks."));
 
+  const drift = el("tbody");
+  const driftTable = el("table", { class: "ladder stages drift" }, el("caption", { class: "unseen" }, "What moved most, by kind, and how far"),
+    head("what", "moved most", "index", "reading"), drift);
+  const driftAbout = el("p", { class: "fine inside" });
+  const moved = panel("Drift", "w12", driftTable, driftAbout);
+
+  function drawDrift(now) {
+    moved.hidden = !now;
+    if (!now) return;
+    driftTable.hidden = now.shifts.length === 0;
+    put(drift, now.shifts.map((row) => driftRow(row, now.limit)));
+    put(driftAbout, drifted(now));
+  }
+
   function drawRegret(data) {
     const { predictors: lines, at } = data.over_time;
     const order = data.predictors.map((row) => row.predictor ?? "none").filter((name) => lines[name]);
@@ -130,6 +160,7 @@ export function quality(root, service) {
 
     put(predictors, data.predictors.map((row) => predictorRow(row, data.predictor)));
     versions.hidden = data.predictors.length === 0;
+    drawDrift(data.drift);
     none.hidden = data.labels > 0;
     labelled.hidden = data.labels === 0;
     put(none, nothing(data));
@@ -159,7 +190,7 @@ export function quality(root, service) {
     keyless: true,
     lead: "What the chosen scales cost in answers, whether predictions come true, and where the predictor gives too much or too little.",
     extra: [{ name: "predictor", label: "Predictor", all: "all predictors", values: (data) => data.predictors.map((row) => row.predictor).filter(Boolean) }],
-    parts: [el("dl", { class: "tiles" }, Object.values(tiles).map((one) => one.node)), none, labelled, el("div", { class: "grid below" }, versions)],
+    parts: [el("dl", { class: "tiles" }, Object.values(tiles).map((one) => one.node)), none, labelled, el("div", { class: "grid below" }, versions, moved)],
     draw,
   });
 }
