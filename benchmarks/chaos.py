@@ -54,7 +54,7 @@ from predictor.drawing import ACCENT, INK, MUTED, draw_grid, style
 from router.auth import digest_of_key, new_key
 from router.config import RouterConfig
 from router.service import RoutingService
-from router.telemetry import Trace
+from router.trace import Trace
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "300"))
 DEADLINE_S = float(os.environ.get("CHAOS_DEADLINE_S", "90"))

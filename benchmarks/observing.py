@@ -19,9 +19,11 @@ from deploy.logs import JsonFormatter
 from m3_backend.messages import Finished, Sampling, Started
 from router.config import TelemetryConfig
 from router.policy import Decision, ImageChoice, Reason
+from router.request_log import requests_log
 from router.spans import CHAT_ENDPOINT
 from router.stages import Stage
-from router.telemetry import Facts, Telemetry, Trace, requests_log
+from router.telemetry import Telemetry
+from router.trace import Facts, Trace
 from router.tracing import open_tracing
 
 REQUESTS = 3000

@@ -22,7 +22,7 @@ from router.observing import Observer
 from router.receipts import receipt_of
 from router.records import record_of
 from router.service import RoutingService
-from router.telemetry import Trace
+from router.trace import Trace
 from tests.e2e.pictures import chat, picture
 from tests.fakes import MODEL, FakeBackend
 

@@ -16,7 +16,7 @@ from deploy.config import Config
 from router.dashboard.looks import Looked
 from router.dashboard.rollups import RollUps
 from router.dashboard.views import Price, Views
-from router.telemetry import Line
+from router.request_log import Line
 
 logger = logging.getLogger("m3_router.dashboard")
 

@@ -31,10 +31,12 @@ from router.http import build_app
 from router.observing import Observer
 from router.pools import PoolLoads
 from router.recording import Outbox, Recording
+from router.request_log import Line
 from router.service import RoutingService
-from router.telemetry import Line, Telemetry, installed_version
+from router.telemetry import Telemetry
 from router.tightening import Board, TighteningWatch
 from router.tracing import open_tracing
+from router.version import installed_version
 
 DRAWN_BUFFER = 64  # drawn requests that wait for Redis; they may hold their images
 

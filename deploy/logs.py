@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from router.telemetry import Line, faults_log
+from router.request_log import Line
+from router.trace import faults_log
 
 OURS = ("m3_router", "m3_backend", "opentelemetry")
 REQUEST = "request"  # the message of a line that has none: it is about one request

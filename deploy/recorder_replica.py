@@ -11,7 +11,7 @@ from ray import serve
 from deploy import logs
 from deploy.config import Config
 from deploy.recorder import RecorderStats, open_recorder
-from router.telemetry import Line
+from router.request_log import Line
 
 logger = logging.getLogger("m3_router.records")
 

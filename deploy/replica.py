@@ -19,7 +19,7 @@ from deploy.transport import Message, packed
 from m3_backend.messages import GenerationRequest, ModelInfo
 from m3_backend.stats import EngineStats
 from predictor.record_store import LABELS
-from router.telemetry import Line
+from router.request_log import Line
 
 logger = logging.getLogger("m3_router.deploy")
 

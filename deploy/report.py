@@ -52,7 +52,7 @@ def report(
     from router.dashboard.report import Provenance, figures, render  # noqa: PLC0415
     from router.dashboard.rollups import RollUps  # noqa: PLC0415 - duckdb, pyarrow
     from router.dashboard.views import Price, Views  # noqa: PLC0415
-    from router.telemetry import installed_version  # noqa: PLC0415
+    from router.version import installed_version  # noqa: PLC0415
 
     settings = configuration(config, set_)
     store = records or settings.records_root

@@ -25,7 +25,7 @@ from predictor.routing_records import IMAGE_FEATURES, describe_question, questio
 from predictor.selection import margin
 from router.config import ShadowConfig
 from router.evidence import Draw, Evidence
-from router.telemetry import OK, Trace
+from router.trace import OK, Trace
 
 
 class Draws:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from predictor.drift import Kind, Shift, shifts
 from router.config import DriftConfig
 from router.in_force import InForce
-from router.telemetry import Trace
+from router.trace import Trace
 
 logger = logging.getLogger("m3_router.drift")
 

@@ -59,7 +59,8 @@ from router.schemas import (
     RouteList,
 )
 from router.service import Answer, RoutingService
-from router.telemetry import Telemetry, Trace
+from router.telemetry import Telemetry
+from router.trace import Trace
 
 T = TypeVar("T")
 READY_TIMEOUT_S = 5.0

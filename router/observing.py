@@ -12,8 +12,9 @@ from collections import Counter
 from dataclasses import replace
 
 from predictor.routing_records import Observed, ObservedImage
+from router.collectors import Observations
 from router.ports import WatchingPort
-from router.telemetry import Observations, Trace
+from router.trace import Trace
 
 logger = logging.getLogger("m3_router.predictor")
 

@@ -13,7 +13,7 @@ from typing import Any
 from predictor.feedback_records import fingerprint, scale_name
 from predictor.query_features import query_features, topic
 from router.record_stream import open_redis
-from router.telemetry import OK, Trace
+from router.trace import OK, Trace
 
 ANSWERED = "/v1/chat/completions"
 _PREFIX = "m3:feedback:receipt:"

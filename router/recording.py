@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from predictor.routing_records import describe_question, encode
+from router.collectors import Recorded
 from router.observing import Observer
 from router.records import is_recorded, record_of
-from router.telemetry import Recorded, Trace
+from router.trace import Trace
 
 logger = logging.getLogger("m3_router.records")
 

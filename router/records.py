@@ -7,7 +7,7 @@ from typing import Any
 from predictor.query_features import QuestionFeatures
 from predictor.routing_records import Observed, RecordedImage, RoutingRecord
 from router.stages import Stage
-from router.telemetry import Trace
+from router.trace import Trace
 
 RECORDED = frozenset({"/v1/chat/completions", "/v1/route", "/v1/route/batch"})
 

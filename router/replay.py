@@ -29,7 +29,7 @@ from predictor.record_store import LABELS, REQUESTS, RecordStore, hashes_of
 from predictor.records import AGREES_FROM
 from predictor.routing_records import IMAGE_FEATURES, QUESTION_FEATURES
 from router.policy import Decision, ImageCase, Limits, Reason, decide
-from router.telemetry import OK
+from router.trace import OK
 
 ANSWERED = "/v1/chat/completions"
 COLUMNS = (

@@ -30,7 +30,7 @@ from router.schemas import (
     Usage,
 )
 from router.service import Answer, Plan
-from router.telemetry import Trace
+from router.trace import Trace
 
 
 def route(plan: Plan, trace: Trace) -> Route:

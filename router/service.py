@@ -52,7 +52,7 @@ from router.remote_images import ImageFetcher
 from router.retry import Retrying, says_something
 from router.schemas import ChatRequest, chat_request, parse_batch, parse_chat_request
 from router.stages import Stage, Stages
-from router.telemetry import Facts, Trace
+from router.trace import Facts, Trace
 
 logger = logging.getLogger("m3_router.load")
 

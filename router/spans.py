@@ -30,7 +30,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from router.config import TelemetryConfig
 from router.stages import Stage
-from router.telemetry import DISTRIBUTION, OK, Trace, installed_version
+from router.trace import OK, Trace
+from router.version import DISTRIBUTION, installed_version
 
 CHAT_ENDPOINT = "/v1/chat/completions"
 TRACES_PATH = "/v1/traces"

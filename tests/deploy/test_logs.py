@@ -12,7 +12,8 @@ from PIL import Image
 
 from deploy import logs
 from m3_backend.image_header import read_header
-from router.telemetry import Line, faults_log, requests_log
+from router.request_log import Line, requests_log
+from router.trace import faults_log
 
 
 @pytest.fixture(autouse=True)

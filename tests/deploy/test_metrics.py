@@ -11,7 +11,8 @@ from m3_backend.stats import CacheStats, EngineStats
 from router.config import RouterConfig
 from router.http import build_app
 from router.service import RoutingService
-from router.telemetry import Telemetry, Trace
+from router.telemetry import Telemetry
+from router.trace import Trace
 from tests.fakes import FakeBackend
 
 

@@ -14,10 +14,11 @@ from deploy import reference
 from deploy.config import Config, load
 from deploy.logs import JsonFormatter
 from m3_backend.messages import Finished, Started
-from router import readiness, spans, telemetry
+from router import readiness, request_log, spans
 from router.ports import Replicas
 from router.stages import Stage
-from router.telemetry import Trace
+from router.telemetry import Telemetry
+from router.trace import Trace
 
 PAGE = reference.PAGE.read_text(encoding="utf-8")
 API = (Path(reference.PAGE).parent / "api.md").read_text(encoding="utf-8")
@@ -88,7 +89,7 @@ def test_a_page_that_differs_is_noticed() -> None:
 
 def test_metrics_are_what_is_exposed() -> None:
     """Nothing that a scrape shows is missing from the table."""
-    exposed = {m.name for m in telemetry.Telemetry().registry.collect()}
+    exposed = {m.name for m in Telemetry().registry.collect()}
     named = {metric.name.removesuffix("_total") for metric in reference.all_metrics()}
     assert exposed <= named
     assert {"m3_redis_breaker_open", "m3_vision_encodings"} <= named
@@ -117,7 +118,7 @@ def test_codes_and_reasons_named_in_what_to_do_exist() -> None:
 
 
 def test_fields_of_the_log() -> None:
-    written = set(re.findall(r'"(\w+)"(?::|\] =)', inspect.getsource(telemetry._line)))
+    written = set(re.findall(r'"(\w+)"(?::|\] =)', inspect.getsource(request_log.line_of)))
     assert len(written) > 25
     assert words(table("request field")) == written
     source = inspect.getsource(JsonFormatter.format)

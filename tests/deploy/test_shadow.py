@@ -27,7 +27,7 @@ from router.draws import Draws, order_of, read_order
 from router.held_answers import HeldAnswers
 from router.record_stream import RecordStream
 from router.service import RoutingService
-from router.telemetry import Trace
+from router.trace import Trace
 from tests.conftest import RedisServer
 from tests.e2e.pictures import chat
 

@@ -38,7 +38,8 @@ from router.config import LoadConfig, RouterConfig
 from router.http import build_app
 from router.policy import ImageCase, Limits, decide, decide_under_load
 from router.service import RoutingService
-from router.telemetry import Telemetry, Trace
+from router.telemetry import Telemetry
+from router.trace import Trace
 from tests.fakes import MODEL, FakeBackend, FakePredictor
 from tests.router.support import QUESTION, chat, client_of, image_part
 

@@ -16,7 +16,7 @@ from predictor.predictor import Prediction
 from router.config import RouterConfig, ShadowConfig
 from router.draws import Draws, is_drawn, order_of, read_order
 from router.service import RoutingService
-from router.telemetry import Trace
+from router.trace import Trace
 from tests.fakes import FakeBackend, FakePredictor
 from tests.router.support import chat, image_part, picture
 

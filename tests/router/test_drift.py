@@ -18,7 +18,8 @@ from router.config import DriftConfig, RouterConfig
 from router.drift import CHAT, FEWEST_IMAGES, DriftWatch
 from router.http import build_app
 from router.service import RoutingService
-from router.telemetry import Telemetry, Trace
+from router.telemetry import Telemetry
+from router.trace import Trace
 from tests.fakes import MODEL, FakeBackend, FakePredictor
 from tests.router.support import chat, client_of, image_part, picture
 

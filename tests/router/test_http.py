@@ -18,7 +18,8 @@ from m3_backend.errors import (
 )
 from router.explain import REQUEST_ID_HEADER
 from router.stages import Stage
-from router.telemetry import Telemetry, Trace
+from router.telemetry import Telemetry
+from router.trace import Trace
 from tests.fakes import FakeBackend, FakePredictor
 from tests.router.support import (
     QUESTION,
@@ -555,7 +556,7 @@ async def test_telemetry_never_fails_a_request(
     def broken(_: Any) -> None:
         raise RuntimeError("no disk")
 
-    monkeypatch.setattr("router.telemetry.Telemetry._count", broken)
+    monkeypatch.setattr("router.metrics.RequestMetrics.count", broken)
     assert (await post()).status_code == 200
     assert "could not be recorded" in caplog.text
 

@@ -19,7 +19,7 @@ from router.config import LoadConfig, RouterConfig
 from router.policy import Decision, ImageCase, Reason, choice_at
 from router.pools import PoolLoads, fitted
 from router.service import RoutingService
-from router.telemetry import Trace
+from router.trace import Trace
 from tests.fakes import MODEL, FakeBackend
 from tests.router.support import chat, image_part
 

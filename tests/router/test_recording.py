@@ -22,7 +22,8 @@ from router.http import build_app
 from router.record_stream import RecordStream
 from router.recording import Recording
 from router.service import RoutingService
-from router.telemetry import Telemetry, Trace
+from router.telemetry import Telemetry
+from router.trace import Trace
 from tests.conftest import RedisServer, start_redis
 from tests.fakes import FakeBackend, FakePredictor
 from tests.router.support import QUESTION, chat, client_of, image_part

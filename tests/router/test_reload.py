@@ -18,7 +18,7 @@ from router.config import RouterConfig
 from router.http import build_app
 from router.reload import PredictorWatch
 from router.service import RoutingService
-from router.telemetry import Trace
+from router.trace import Trace
 from tests.fakes import FakeBackend, FakePredictor
 from tests.router.support import chat, client_of, image_part, picture
 

@@ -24,7 +24,7 @@ from router.observing import Observer
 from router.records import record_of
 from router.replay import Replayed, by_artifact, by_observer, milliseconds_a_token, replay
 from router.service import RoutingService
-from router.telemetry import Trace
+from router.trace import Trace
 from tests.fakes import MODEL, FakeBackend
 from tests.predictor import synthetic
 from tests.predictor.test_retrain import label

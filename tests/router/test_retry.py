@@ -27,7 +27,7 @@ from router.config import RouterConfig
 from router.limits import Limiter
 from router.retry import LONGEST_PAUSE_S, Retrying
 from router.service import RoutingService
-from router.telemetry import Trace
+from router.trace import Trace
 from tests.fakes import FakeBackend
 from tests.router.support import app_of, chat, client_of, image_part, serving, user
 

@@ -21,7 +21,7 @@ from m3_backend.scales import Tiling
 from router.config import RouterConfig
 from router.remote_images import ImageFetcher
 from router.service import RoutingService
-from router.telemetry import Trace
+from router.trace import Trace
 from tests.fakes import MODEL, FakeBackend, FakePredictor
 from tests.router.support import QUESTION, chat, image_part, picture
 

@@ -25,7 +25,8 @@ from router.ports import BackendPort, PredictorPort
 from router.service import RoutingService
 from router.spans import STAGE_SPANS, attributes
 from router.stages import Stage
-from router.telemetry import Telemetry, Trace
+from router.telemetry import Telemetry
+from router.trace import Trace
 from router.tracing import open_tracing
 from tests.conftest import unused_port
 from tests.fakes import FakeBackend, FakePredictor
