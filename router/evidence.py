@@ -88,7 +88,7 @@ def evidence(
     target: Target | None,
     certified: tuple[tuple[float, float], ...],
 ) -> Evidence:
-    """What `router.service` knows when it has decided.
+    """What `router.planning` knows when it has decided.
 
     Args:
         bounds: that were decided by, strict to loose.

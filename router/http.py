@@ -26,6 +26,7 @@ from m3_backend.errors import InvalidRequestError, ServiceError
 from router import readiness
 from router.access import Access, error_headers
 from router.admission import Admission
+from router.answering import Answer
 from router.config import AccessConfig
 from router.dashboard import page
 from router.drift import DriftWatch
@@ -58,7 +59,7 @@ from router.schemas import (
     RouteBatch,
     RouteList,
 )
-from router.service import Answer, RoutingService
+from router.service import RoutingService
 from router.telemetry import Telemetry
 from router.trace import Trace
 

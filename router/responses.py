@@ -7,8 +7,10 @@ from collections.abc import AsyncGenerator, Sequence
 
 from m3_backend.errors import ServiceError
 from m3_backend.messages import Delta, Finished, Started, TokenLogprob
+from router.answering import Answer
 from router.errors import error_body
 from router.explain import explain
+from router.planning import Plan
 from router.retry import says_something
 from router.schemas import (
     AssistantMessage,
@@ -29,7 +31,6 @@ from router.schemas import (
     TopLogprob,
     Usage,
 )
-from router.service import Answer, Plan
 from router.trace import Trace
 
 

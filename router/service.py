@@ -1,5 +1,7 @@
 """The whole story of a request: parse → look at the images → predict → decide → hand over.
 
+`router/planning.py` has the first four, `router/answering.py` what becomes of the last.
+
 Before it the caller was let in (router/access.py) and the load looked at (router/admission.py),
 which the decision may follow. What the request may use is reserved between the decision and the
 hand-over, and settled when the answer ends. If its replica dies it is handed over once more
@@ -12,44 +14,35 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import ParamSpec, TypeVar
 
 from m3_backend.errors import (
-    BackendError,
-    DeadlineExceededError,
-    InvalidImageError,
     ServiceError,
 )
 from m3_backend.messages import (
-    Event,
     GenerationRequest,
-    ImageInput,
     ModelInfo,
     Pool,
-    Started,
 )
 from m3_backend.pace import Line
-from m3_backend.scales import image_tokens
-from predictor.predictor import Prediction
 from predictor.records import Target
 from predictor.tightening import Lows
-from router.admission import Admission, Look, Ticket, bounds_under_load
+from router.admission import Admission, Look, Ticket
+from router.answering import Answer, beginning, until, watched
 from router.config import RouterConfig
-from router.conversation import Conversation, read_conversation, read_images
+from router.conversation import Conversation
 from router.draws import Draws
 from router.errors import ShuttingDownError
-from router.evidence import Evidence, evidence
 from router.in_force import InForce
-from router.policy import Decision, ImageCase, Limits, decide_under_load, limits_of
-from router.pools import PoolLoads, fitted
+from router.planning import Asked, Plan, Planner
+from router.pools import PoolLoads
 from router.ports import BackendPort, PredictorPort, Replicas
 from router.remote_images import ImageFetcher
-from router.retry import Retrying, says_something
+from router.retry import Retrying
 from router.schemas import ChatRequest, chat_request, parse_batch, parse_chat_request
 from router.stages import Stage, Stages
 from router.trace import Facts, Trace
@@ -59,93 +52,7 @@ logger = logging.getLogger("m3_router.load")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# The router has no tokenizer. Text costs the same at every scale, so a rough count shifts all
-# estimates alike; four bytes a token is what English text comes to.
-TEXT_BYTES_PER_TOKEN = 4
 ASK_TIMEOUT_S = 2.0  # for the replicas' load
-# Tokens of the context kept free of images: for an answer and for the prompt's template.
-ANSWER_ROOM = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request that was understood, before anybody has looked at its images."""
-
-    chat: ChatRequest
-    limits: Limits
-    look: Look
-    conversation: Conversation
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A request that was decided on, before any replica has seen it.
-
-    Args:
-        salt: of the caller's caches.
-        cases: what the decision was made from, one per image.
-        text_tokens: of the prompt without its images, roughly.
-        cost_ms: estimated replica time to the first token, features not cached, given the image
-            tokens of all images together.
-        predictor: version of the predictor, or None.
-        evidence: what its record will tell of how it was decided.
-    """
-
-    chat: ChatRequest
-    conversation: Conversation
-    images: tuple[ImageInput, ...]
-    salt: str
-    cases: tuple[ImageCase, ...]
-    decision: Decision
-    text_tokens: int
-    cost_ms: Callable[[int], float]
-    info: ModelInfo
-    predictor: str | None
-    evidence: Evidence
-
-
-class Answer:
-    """An answer that has started: iterate it to its Finished, or close it to cancel the request.
-
-    Args:
-        begun: its first events.
-        events: the others. A Started among them (only of answers that are sent whole) means that
-            another replica has begun the answer anew: forget what came before it.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        begun: Sequence[Event],
-        events: AsyncGenerator[Event, None],
-        trace: Trace,
-        ticket: Ticket,
-    ) -> None:
-        self.plan = plan
-        self.trace = trace
-        self._begun = begun
-        self._events = events
-        self._ticket = ticket
-
-    @property
-    def started(self) -> Started:
-        """What the replica said that gives this answer."""
-        assert self.trace.started is not None
-        return self.trace.started
-
-    async def __aiter__(self) -> AsyncGenerator[Event, None]:
-        for event in self._begun:
-            yield event
-        async for event in self._events:
-            yield event
-        if self.trace.finished is None:
-            raise BackendError("The replica stopped in the middle of the answer; try again.")
-
-    async def aclose(self) -> None:
-        try:
-            await self._events.aclose()
-        finally:
-            self._ticket.close()
 
 
 class RoutingService:
@@ -186,6 +93,7 @@ class RoutingService:
         if fetcher is None and remote.hosts:
             fetcher = ImageFetcher(remote, config.images.max_bytes)
         self._fetcher = fetcher
+        self._planner = Planner(config, lambda: self._in_force, fetches=self._fetcher is not None)
         self._threads = ThreadPoolExecutor(config.planning_threads, thread_name_prefix="plan")
 
     def use(self, predictor: PredictorPort | None, *, refused: bool = False) -> None:
@@ -278,14 +186,14 @@ class RoutingService:
         charge = await trace.caller.take_tokens(self._most_tokens(plan))
         trace.handed_s = trace.elapsed_s()
         answering = self._retrying.answer(
-            lambda: self._until(deadline, self._backend.generate(request)),
+            lambda: until(self._backend.generate(request), deadline, self._clock),
             streamed=trace.stream,
             deadline=deadline,
             lost=partial(_lost, trace, ticket),
         )
-        events = _watched(charge.settled_by(answering), trace, ticket)
+        events = watched(charge.settled_by(answering), trace, ticket)
         try:
-            begun = await _beginning(events, streamed=trace.stream)
+            begun = await beginning(events, streamed=trace.stream)
         except BaseException:
             await events.aclose()
             raise
@@ -352,11 +260,13 @@ class RoutingService:
         look: Look,
     ) -> Plan:
         """A decided plan, on planning threads but for what has to be fetched."""
-        plan = await self._off_loop(trace.stages, self._plan, read, info, trace, look)
+        plan = await self._off_loop(trace.stages, self._planner.plan, read, info, trace, look)
         if isinstance(plan, Asked):
             deadline = self._callers_deadline(plan.chat, deadline)
             fetched = await self._fetch(plan.conversation, trace, deadline)
-            plan = await self._off_loop(trace.stages, self._decide, plan, info, trace, fetched)
+            plan = await self._off_loop(
+                trace.stages, self._planner.decide, plan, info, trace, fetched
+            )
         return plan
 
     def _deadline(self) -> float:
@@ -391,31 +301,6 @@ class RoutingService:
         """Gives the threads back. Requests under way end with an error."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _until(
-        self, deadline: float, events: AsyncGenerator[Event, None]
-    ) -> AsyncGenerator[Event, None]:
-        """`events`, closed at the deadline. A replica watches it too, but only one that answers.
-
-        Raises:
-            DeadlineExceededError: it passed before the next event.
-        """
-        async with aclosing(events):
-            while True:
-                limit = asyncio.timeout(deadline - self._clock())
-                try:
-                    async with limit:
-                        event = await anext(events, None)
-                except TimeoutError:
-                    if not limit.expired():  # not ours
-                        raise
-                    raise DeadlineExceededError(
-                        "The answer was not complete within the service's time limit; ask for "
-                        "fewer tokens, or try again."
-                    ) from None
-                if event is None:
-                    return
-                yield event
-
     async def _off_loop(
         self, stages: Stages, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -444,98 +329,6 @@ class RoutingService:
             ended_s = trace.elapsed_s()
             trace.fetch_s += ended_s - began_s
             trace.fetch_extent = (trace.fetch_extent or (began_s, 0.0))[0], ended_s
-
-    def _plan(
-        self, read: Callable[[], ChatRequest], info: ModelInfo, trace: Trace, look: Look
-    ) -> Plan | Asked:
-        """All CPU work of routing in one go, on one thread; half of it if something has to be
-        fetched in between.
-        """
-        with trace.stages.of(Stage.PARSE):
-            chat = read()
-            trace.priority = chat.m3.priority
-            look.require(chat.m3.priority, self.config.load)
-            limits = limits_of(chat.model, chat.m3, info.ladder, self.config.max_regret)
-            asked = Asked(chat, limits, look, read_conversation(chat.messages, self.config.images))
-        if self._fetcher is not None and asked.conversation.remote():
-            return asked
-        return self._decide(asked, info, trace)
-
-    def _decide(
-        self,
-        asked: Asked,
-        info: ModelInfo,
-        trace: Trace,
-        fetched: Mapping[str, bytes] | None = None,
-    ) -> Plan:
-        chat, conversation, limits = asked.chat, asked.conversation, asked.limits
-        in_force = self._in_force
-        predictor = in_force.predictor
-        with trace.stages.of(Stage.IMAGES):
-            images = read_images(conversation, self.config.images, fetched)
-        salt = trace.caller.cache_salt(chat.m3.cache_salt)
-        predict = partial(_predict, predictor, trace.stages, conversation.question, salt)
-        pairs = tuple(zip(images, conversation.pictures, strict=True))
-        predicted = [predict(image, picture.param) for image, picture in pairs]
-        cases = tuple(
-            ImageCase(
-                tokens=_tokens_per_scale(info, image),
-                p_success=None if prediction is None else prediction.p_success,
-                detail=picture.detail,
-            )
-            for (image, picture), prediction in zip(pairs, predicted, strict=True)
-        )
-        text_tokens = conversation.text_bytes() // TEXT_BYTES_PER_TOKEN
-        cost_ms = _cost_of(info, text_tokens, len(images))
-        room = info.max_context - text_tokens - ANSWER_ROOM
-        with trace.stages.of(Stage.DECIDE):
-            bounds = self._bounds(in_force, asked)
-
-            def rule(
-                cases: Sequence[ImageCase], threshold: Callable[[float], float | None]
-            ) -> Decision:
-                free = decide_under_load(
-                    cases, info.ladder, limits, bounds, threshold, cost_ms, room
-                )
-                return fitted(free, cases, info.ladder, info.pools, cost_ms, room)
-
-            decision = rule(cases, in_force.threshold)
-            if limits.scale is None:
-                stands = in_force.standing(bounds[-1] / len(images))
-                decision = replace(decision, tightened_to=stands.tightened_to)
-        return Plan(
-            chat,
-            conversation,
-            images,
-            salt,
-            cases,
-            decision,
-            text_tokens,
-            cost_ms,
-            info,
-            in_force.version,
-            evidence(
-                info,
-                limits,
-                bounds,
-                in_force.threshold,
-                conversation.question,
-                images,
-                cases,
-                predicted,
-                rule,
-                target=in_force.target,
-                certified=in_force.certified,
-            ),
-        )
-
-    def _bounds(self, in_force: InForce, asked: Asked) -> tuple[float, ...]:
-        """The bounds to decide by, strict to loose; what the caller has said stands alone."""
-        own = asked.limits.max_regret
-        if not in_force.certified or not asked.limits.services_own:
-            return (own,)
-        certified = [bound for bound, _ in in_force.certified]
-        return bounds_under_load(own, certified, self.config.load, asked.look.held)
 
     def _work(self, plan: Plan, pool: Pool | None) -> tuple[Line, float]:
         """What the request takes at a replica, by itself: in line, and in all."""
@@ -581,71 +374,6 @@ class RoutingService:
         )
 
 
-async def _watched(
-    events: AsyncGenerator[Event, None], trace: Trace, ticket: Ticket
-) -> AsyncGenerator[Event, None]:
-    """`events`, each of them noted before anybody acts on it."""
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, Started):  # perhaps once more, after a replica was lost
-                ticket.begun()
-            trace.saw(event)
-            yield event
-
-
 def _lost(trace: Trace, ticket: Ticket) -> None:
     trace.lost()
     ticket.lost()
-
-
-async def _beginning(events: AsyncGenerator[Event, None], *, streamed: bool) -> list[Event]:
-    """The first events of the answer; of a stream up to its first text. Until then it may begin
-    anew elsewhere, and the headers must be those of the replica that gives it.
-    """
-    begun: list[Event] = []
-    async for event in events:
-        if isinstance(event, Started):
-            begun.clear()
-        elif not begun:
-            break
-        begun.append(event)
-        if not streamed or says_something(event):
-            return begun
-    raise BackendError("The replica did not start on the request; try again.")
-
-
-def _predict(
-    predictor: PredictorPort | None,
-    stages: Stages,
-    question: str,
-    salt: str,
-    image: ImageInput,
-    param: str,
-) -> Prediction | None:
-    if predictor is None:
-        return None
-    began_s = stages.now()
-    try:
-        prediction = predictor.predict(image, question, salt)
-    except InvalidImageError as error:
-        stages.add(Stage.FEATURES, began_s, stages.now())
-        raise InvalidImageError(error.message, param=param) from None
-    stages.add(Stage.FEATURES, began_s, began_s + prediction.features_s)
-    stages.add(Stage.PREDICT, began_s + prediction.features_s, stages.now())
-    return prediction
-
-
-def _tokens_per_scale(info: ModelInfo, image: ImageInput) -> tuple[int, ...]:
-    return tuple(
-        image_tokens(info.ladder, scale, image.width, image.height, info.tiling)
-        for scale in info.ladder.scales
-    )
-
-
-def _cost_of(info: ModelInfo, text_tokens: int, images: int) -> Callable[[int], float]:
-    """Replica milliseconds to the first token as a function of the image tokens."""
-
-    def cost_ms(total_image_tokens: int) -> float:
-        return info.costs.request_ms(text_tokens + total_image_tokens, new_tokens=1, images=images)
-
-    return cost_ms
