@@ -1,4 +1,4 @@
-"""HTTP around RoutingService: routes, body limit, disconnects, and errors as JSON."""
+"""HTTP around RoutingService: routes, who is let in, and errors as JSON."""
 
 from __future__ import annotations
 
@@ -8,26 +8,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import cast
 from uuid import uuid4
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_backend.errors import InvalidRequestError, ServiceError
 from router import readiness
 from router.access import Access, error_headers
 from router.admission import Admission
-from router.answering import Answer
 from router.config import AccessConfig
+from router.connections import EventStreamResponse, read_body, until_disconnect
 from router.dashboard import page
 from router.drift import DriftWatch
 from router.errors import (
@@ -40,30 +37,22 @@ from router.errors import (
 from router.explain import REQUEST_ID_HEADER, headers
 from router.feedback import Feedback
 from router.loop_lag import watched
+from router.openapi import BATCH_BODY, CHAT_BODY, FEEDBACK_BODY, openapi
 from router.policy import model_names
-from router.responses import completion, explanation, route, routes, server_sent_events
+from router.responses import completion, explanation, route, routes
 from router.schemas import (
-    IGNORED,
-    IGNORED_OF_PART,
-    NEUTRAL_VALUES,
-    NEUTRAL_VALUES_OF_MESSAGE,
-    NEUTRAL_VALUES_OF_STREAM,
     ChatCompletion,
-    ChatRequest,
     ErrorBody,
-    FeedbackRequest,
     FeedbackTaken,
     ModelCard,
     ModelList,
     Route,
-    RouteBatch,
     RouteList,
 )
 from router.service import RoutingService
 from router.telemetry import Telemetry
 from router.trace import Trace
 
-T = TypeVar("T")
 READY_TIMEOUT_S = 5.0
 METRICS = "/metrics"
 # No key is asked for: probes of those who keep the service alive, and the page, which is empty.
@@ -72,16 +61,6 @@ OPERATORS_PATHS = {METRICS, page.VIEW}  # what concerns all callers
 TRACE_CONTEXT = (b"traceparent", b"tracestate")
 OWNER = "m3-router"
 MOST_FEEDBACK_BYTES = 512 * 1024  # it is read on the event loop
-
-
-def _body_of(schema: str) -> dict[str, Any]:
-    """A request body for the OpenAPI document; the service parses it by itself."""
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-CHAT_BODY, BATCH_BODY = _body_of("ChatRequest"), _body_of("RouteBatch")
-FEEDBACK_BODY = _body_of("FeedbackRequest")
 
 
 def build_app(
@@ -167,7 +146,7 @@ def build_app(
     _add_feedback(app, service, telemetry, feedback)
     _add_operations(app, service, access, telemetry, before_scrape, drift)
     page.add_page(app, service, examples, records, drift)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
@@ -319,90 +298,6 @@ class _Gate:
             await trace.caller.take_requests()
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The request's body, given up on as soon as it is known to be longer than `limit` bytes.
-
-    Raises:
-        InvalidRequestError: `request_too_large` (413).
-        ClientClosedRequestError: the client left before it had sent everything.
-    """
-    too_large = InvalidRequestError(
-        f"The request body has more than {limit:,} bytes; shorten it or send smaller images.",
-        status=413,
-        code=Code.REQUEST_TOO_LARGE,
-    )
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and (len(declared) > 18 or int(declared) > limit):
-        raise too_large
-    body = bytearray()
-    try:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > limit:
-                raise too_large
-    except ClientDisconnect:
-        raise ClientClosedRequestError("The client left while sending.") from None
-    return bytes(body)
-
-
-async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client goes away.
-
-    Servers tell of a disconnect only to those who listen, and a client that waits for a whole
-    answer can leave at any time. The request's body must have been read.
-
-    Raises:
-        ClientClosedRequestError: the client left.
-    """
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientClosedRequestError("The client left before the answer was complete.")
-        return task.result()
-    finally:
-        for pending in (task, watch):
-            pending.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-class EventStreamResponse(Response):
-    """Server-sent events of an answer that has started. If the client leaves, the answer ends."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, answer: Answer, created: int, decision_headers: dict[str, str]) -> None:
-        super().__init__(headers={"cache-control": "no-cache", **decision_headers})
-        del self.headers["content-length"]
-        self._answer = answer
-        self._created = created
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._answer):
-            try:
-                await until_disconnect(receive, self._stream(send))
-            except (ClientClosedRequestError, OSError):  # OSError: `send` found the connection gone
-                self._answer.trace.failed(ClientClosedRequestError("The client left the stream."))
-
-    async def _stream(self, send: Send) -> None:
-        start: Message = {
-            "type": "http.response.start",
-            "status": self.status_code,
-            "headers": self.raw_headers,
-        }
-        await send(start)
-        async with aclosing(server_sent_events(self._answer, self._created)) as events:
-            async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
 class _Tracing:
     """Outermost layer: names every request, records its outcome, answers what nobody foresaw."""
 
@@ -473,38 +368,3 @@ def _json(body: BaseModel, extra: dict[str, str] | None = None) -> Response:
 
 def _card(name: str, created: int) -> ModelCard:
     return ModelCard(id=name, created=created, owned_by=OWNER)
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document plus the request body, which the service parses by itself."""
-    document = get_openapi(title=app.title, version="1", routes=app.routes)
-    _, schemas = models_json_schema(
-        [(kind, "validation") for kind in (ChatRequest, RouteBatch, FeedbackRequest)],
-        ref_template="#/components/schemas/{model}",
-    )
-    requests = schemas["$defs"]["RouteBatch"]["properties"]["requests"]
-    requests["items"] = {"$ref": "#/components/schemas/ChatRequest"}
-    _add_options_that_ask_for_nothing(schemas["$defs"])
-    document["components"]["schemas"] |= schemas["$defs"]
-    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which nobody gets
-        document["components"]["schemas"].pop(name, None)
-    for path in document["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
-    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    document["security"] = [{}, {"key": []}]  # only where keys are configured
-    return document
-
-
-def _add_options_that_ask_for_nothing(schemas: dict[str, Any]) -> None:
-    """OpenAI's options that are accepted at some values only, or whatever they say."""
-    for schema, values, ignored in (
-        ("ChatRequest", NEUTRAL_VALUES, IGNORED),
-        ("Message", NEUTRAL_VALUES_OF_MESSAGE, frozenset[str]()),
-        ("StreamOptions", NEUTRAL_VALUES_OF_STREAM, frozenset[str]()),
-        ("TextPart", {}, IGNORED_OF_PART),
-        ("ImagePart", {}, IGNORED_OF_PART),
-    ):
-        properties = schemas[schema]["properties"]
-        properties |= {name: {"enum": list(accepted)} for name, accepted in values.items()}
-        properties |= {name: {"description": "Ignored."} for name in sorted(ignored)}
