@@ -183,7 +183,7 @@ _ON_A_CPU = (
     Stage(
         "whole-336",
         "language",
-        steps=800,
+        steps=720,
         batch=64,
         decay=0.5,
         scales=_FRUGAL,

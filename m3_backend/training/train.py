@@ -8,7 +8,6 @@ waiting than one process with two threads: it waits once a step instead of at ev
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from m3_backend import attention
+from m3_backend.allocator import MOST, keep_freed_memory
 from m3_backend.scales import M3_GRID_SIDE
 from m3_backend.training.alignment import WordAlignment
 from m3_backend.training.batches import Batch, Batches
@@ -44,7 +44,6 @@ from m3_backend.training.worlds.canvas import CLASSES, NO_COLOUR
 
 HISTORY = "training.json"  # beside a checkpoint: what each stage that led to it came to
 _SAVE_EVERY_S = 120.0
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 _IS_GLYPH = torch.tensor([what.startswith(("printed", "handwritten")) for what in CLASSES])
 # Most of a picture is background or a large area of one thing; glyphs are small and many.
@@ -453,24 +452,13 @@ def main() -> None:
         "--checkpoint", type=Path, default=SHIPPED, help="the weights that --begin starts with"
     )
     options = parser.parse_args()
-    _keep_freed_memory()
+    keep_freed_memory(up_to=MOST, spare=MOST)
     if "RANK" in os.environ:  # started by torchrun
         distributed.init_process_group("nccl" if options.device == "cuda" else "gloo")
     run = Run(RECIPES[options.recipe], options.out, options.device, options.workers)
     if options.begin:
         run.begin(options.begin, options.checkpoint)
     run.train()
-
-
-def _keep_freed_memory() -> None:
-    """Tells glibc to reuse freed tensors' memory; returning it costs half of a step on a CPU."""
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return  # another C library; training is only slower
-    most = 2**31 - 1
-    for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-        mallopt(parameter, most)
 
 
 if __name__ == "__main__":

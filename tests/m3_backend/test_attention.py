@@ -11,7 +11,7 @@ from m3_backend.costs import ModelShape
 from m3_backend.kv_cache import Span, TokenCache
 
 
-@pytest.mark.parametrize("length", [1, 7])
+@pytest.mark.parametrize("length", [1, 7, 160, 161, 400])
 def test_plain_attention_is_attention(length: int) -> None:
     query, key, value = torch.randn(3, 2, 4, length, 8)
     mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
