@@ -15,13 +15,13 @@ serve: $(INSTALLED) ## the whole system on this machine, on http://127.0.0.1:800
 	@$(BIN)/m3-router serve $(ARGS)
 
 test: $(INSTALLED) ## the tests (ARGS='tests/router -k policy' narrows them)
-	$(BIN)/pytest -m 'not slow' $(ARGS)
+	$(BIN)/pytest -m 'not slow' --durations=25 --durations-min=2 $(ARGS)
 
 check: $(INSTALLED) ## what CI runs: format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m 'not slow' $(ARGS)
+	$(BIN)/pytest -m 'not slow' --durations=25 --durations-min=2 $(ARGS)
 
 format: $(INSTALLED) ## rewrite the sources in the project's format
 	$(BIN)/ruff format .

@@ -177,6 +177,8 @@ def _tell(result: Result, *, as_json: bool) -> None:
                     "version": result.version,
                     "folder": str(result.folder),
                     "promoted": result.promoted,
+                    "target": result.target,
+                    "instead_of": result.instead_of,
                     "reasons": result.reasons,
                     "judged": told,
                 }
@@ -192,6 +194,11 @@ def _tell(result: Result, *, as_json: bool) -> None:
                 f"closed {_told_gap(standing.gap_closed)}; "
                 f"calibration error {standing.calibration_error:.4f}"
             )
+    if result.instead_of is not None:
+        print(
+            f"The one that serves promises {result.instead_of}, this one {result.target}; both are "
+            f"judged by {result.target}."
+        )
     for reason in result.reasons:
         print(f"refused, {reason}")
     if result.promoted:

@@ -17,6 +17,7 @@ from predictor.artifact import Artifact
 from predictor.errors import ArtifactError, OutcomesError
 from predictor.gate import Contestant, HeldOut, Tolerances, Verdict, decide
 from predictor.query_features import QueryProjection
+from predictor.records import Target
 from predictor.registry import Registry
 from predictor.samples import Samples
 from predictor.train import FEWEST_IMAGES, USED_SPLITS, Part, Progress, fit_parts
@@ -33,12 +34,16 @@ class Result:
         folder: where it is in the registry.
         promoted: whether it serves now.
         judged: the verdicts, by what they are on: recent traffic, the regression set.
+        target: what the candidate promises.
+        instead_of: what the predictor that served promised, if that is something else.
     """
 
     version: str
     folder: Path
     promoted: bool
     judged: dict[str, Verdict]
+    target: Target
+    instead_of: Target | None = None
 
     @property
     def reasons(self) -> list[str]:
@@ -60,7 +65,8 @@ def retrain(
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Result:
     """Trains a candidate, judges it against the predictor that serves and promotes it if it is
-    better. The same samples and seed give the same version and the same verdict.
+    better. The same samples and seed give the same version and the same verdict. Both are judged by
+    what success means in the samples, even if the one that serves promises something else.
 
     Args:
         shipped: artefact that serves where the registry has none.
@@ -84,7 +90,12 @@ def retrain(
         )
     progress("judging", 2, 2)
     better = all(verdict.better for verdict in judged.values())
+    instead_of = None
+    if serving is not None and serving.target != candidate.target:
+        instead_of = serving.target
     report = {
+        "target": candidate.target,
+        "instead_of": instead_of,
         "decision": "better" if better else "refused",
         "reasons": _reasons(judged),
         "bound": bound,
@@ -98,7 +109,8 @@ def retrain(
         version = artifacts.save(candidate, folder, clock().isoformat(timespec="seconds"))
         (folder / REPORT).write_text(json.dumps(report, indent=1, sort_keys=True))
         added = registry.add(folder)
-    result = Result(version, added.folder, better and promote and not added.serves, judged)
+    serves_now = better and promote and not added.serves
+    result = Result(version, added.folder, serves_now, judged, candidate.target, instead_of)
     if result.promoted:
         registry.promote(version, f"retrained: {judged['recent'].won}")
     return result
@@ -189,7 +201,7 @@ def _serving(registry: Registry, samples: Samples, shipped: Path | None) -> Arti
                 loaded, _ = artifacts.load(folder.resolve())
             except ArtifactError:
                 continue
-            if loaded.source == samples.source and loaded.target == samples.target:
+            if loaded.source == samples.source:
                 return loaded
     return None
 

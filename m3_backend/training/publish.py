@@ -117,6 +117,8 @@ def card(
 def _learns(stage: Stage) -> str:
     if stage.kind == "dense":
         return "vision tower, from labels under every patch"
+    if stage.end_to_end:
+        return "all of it, from the answers; the vision tower slowly, from the dense labels too"
     tower = "; vision tower slowly, from the dense labels" if stage.tower_rate else ""
     return "language model and projector" + tower
 

@@ -180,6 +180,17 @@ def test_trained_on_half_of_the_questions_it_is_replaced_by_one_of_all(
     assert "tokens saved at equal regret" in history[-1].reason
 
 
+def test_one_that_promises_something_else_is_judged_alike(
+    samples: Samples, candidate: artifacts.Artifact, tmp_path: Path
+) -> None:
+    shipped = tmp_path / "shipped"
+    artifacts.save(replace(candidate, target="correctness"), shipped, "2026-01-01")
+    result = retrain(samples, Registry(tmp_path / "registry"), shipped=shipped, bound=BOUND)
+    assert result.judged["recent"].serving == result.judged["recent"].candidate
+    assert (result.target, result.instead_of) == ("agreement", "correctness")
+    assert not result.promoted  # it decides alike
+
+
 def test_a_regression_set_counts_what_got_worse_only(
     samples: Samples, candidate: artifacts.Artifact, tmp_path: Path
 ) -> None:
