@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightgbm as lgb
 import numpy as np
@@ -25,6 +25,7 @@ from benchmarks.results import OUTCOMES, RESULTS
 from m3_backend.scales import ScaleLadder
 from predictor.bands import gaps_closed
 from predictor.calibration import expected_calibration_error
+from predictor.chances import chances
 from predictor.features import feature_names
 from predictor.image_table import read_image_table, table_beside
 from predictor.policies import by_probability
@@ -62,26 +63,32 @@ Predict = Callable[[Matrix], NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learning:
-    """What an alternative learns from."""
+    """What an alternative learns from: what came about, and how probable that was."""
 
     matrix: Matrix
     success: Success
+    chances: NDArray[np.float64]
     images: NDArray[np.object_]
     names: tuple[str, ...]
     ladder: ScaleLadder
 
 
 def shipped(data: Learning) -> Predict:
-    """The predictor's own model: one LightGBM with the scale as a feature."""
-    model = fit_success(data.matrix, data.success, data.images, data.names, data.ladder, seed=0)
+    """The predictor's own model: one LightGBM with the scale as a feature, from probabilities."""
+    model = fit_success(data.matrix, data.chances, data.images, data.names, data.ladder, seed=0)
     return model.predict
+
+
+def from_successes(data: Learning) -> Predict:
+    """The same, from what came about alone."""
+    return shipped(replace(data, chances=data.success.astype(np.float64)))
 
 
 def by_scale(data: Learning) -> Predict:
     """The same trees, one model per scale."""
     models = []
     for at in range(data.success.shape[1]):
-        one = np.repeat(data.success[:, at : at + 1], data.success.shape[1], axis=1)
+        one = np.repeat(data.chances[:, at : at + 1], data.success.shape[1], axis=1)
         models.append(fit_success(data.matrix, one, data.images, data.names, data.ladder, seed=0))
     return lambda rows: np.stack(
         [model.predict(rows)[:, at] for at, model in enumerate(models)], axis=1
@@ -160,6 +167,7 @@ def differences(data: Learning) -> Predict:
 
 MODELS: dict[str, Callable[[Learning], Predict]] = {
     "shipped": shipped,
+    "from what came about": from_successes,
     "one per scale": by_scale,
     "logistic regression": logistic,
     "perceptron": perceptron,
@@ -177,6 +185,7 @@ def run() -> None:
     matrix = design_matrix(table, images, projection)
     names = feature_names(projection.size)
     success, ladder = table.success(TARGET), table.source.ladder
+    probable = chances(success, table.reference_logprob, TARGET)
     fold = _folds(table.image)
     tokens, shares = table.image_tokens.astype(np.float64), token_shares(table)
 
@@ -185,7 +194,9 @@ def run() -> None:
         p = np.empty(success.shape)
         for held in range(FOLDS):
             inside = fold != held
-            data = Learning(seen[inside], success[inside], table.image[inside], names, ladder)
+            data = Learning(
+                seen[inside], success[inside], probable[inside], table.image[inside], names, ladder
+            )
             p[~inside] = fit(data)(seen[~inside])
         policy = by_probability(name, name, np.clip(p, 1e-6, 1 - 1e-6), shares)
         gap = gaps_closed([policy], success, tokens, table.image, (20, 100, 300), draws=100)[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,8 @@ from predictor.policies import (
 )
 from predictor.query_features import query_features
 from predictor.records import OutcomeTable, Target
-from predictor.success import SuccessModel, fit_success
-from predictor.train import design_matrix, token_shares
+from predictor.success import SuccessModel
+from predictor.train import learn, part_of, token_shares
 
 # What a model that sees only one of the two may not know.
 _OF_THE_QUESTION = ("query.", "cross.", "named.")
@@ -86,23 +86,24 @@ class Peers:
         self._artifact = artifact
         self._judge: Target = judge
         self._names = feature_names(artifact.projection.size)
-        self._matrix = design_matrix(train, images, artifact.projection) if len(train) else None
+        self._matrix = None
         self._halves: dict[str, tuple[SuccessModel, BetaCalibration]] = {}
-        if self._matrix is None or not len(calibrate):
+        if not len(train):
             return
-        held_out = design_matrix(calibrate, images, artifact.projection)
+        own = part_of(train, images, artifact.projection, artifact.target)
+        self._matrix = own.features
+        if not len(calibrate):
+            return
+        held_out = part_of(calibrate, images, artifact.projection, artifact.target)
         for done, half in enumerate(_HALVES):
             progress(done, len(_HALVES))
-            model = fit_success(
-                self._blank(self._matrix, half),
-                train.success(artifact.target),
-                train.image,
+            model, calibration = learn(
+                replace(own, features=self._blank(own.features, half)),
+                replace(held_out, features=self._blank(held_out.features, half)),
                 self._names,
                 train.source.ladder,
                 seed=seed,
             )
-            raw = model.predict(self._blank(held_out, half))
-            calibration = BetaCalibration.fit(raw, calibrate.success(artifact.target))
             self._halves[half] = model, calibration
 
     def policies(

@@ -158,6 +158,7 @@ class OutcomeTable:
     Args:
         sample, image, group, split, question: N strings each.
         correct, agrees: N×S shares in [0, 1]; NaN where unknown.
+        reference_logprob: N×S natural log-probabilities of the finest scale's answer; NaN likewise.
         image_tokens, ms: N×S.
         failed: samples left out because at least one scale is missing or carries an error.
     """
@@ -170,6 +171,7 @@ class OutcomeTable:
     question: NDArray[np.object_]
     correct: NDArray[np.float64]
     agrees: NDArray[np.float64]
+    reference_logprob: NDArray[np.float64]
     image_tokens: NDArray[np.int64]
     ms: NDArray[np.float64]
     failed: int = 0
@@ -183,7 +185,7 @@ class OutcomeTable:
             name: getattr(self, name)[rows]
             for name in (
                 *("sample", "image", "group", "split", "question"),
-                *("correct", "agrees", "image_tokens", "ms"),
+                *("correct", "agrees", "reference_logprob", "image_tokens", "ms"),
             )
         }
         return OutcomeTable(source=self.source, failed=self.failed, **per_sample)
@@ -212,8 +214,8 @@ class OutcomeTable:
         order = np.argsort(self.sample, kind="stable")
         for column in (self.sample, self.image, self.group, self.split, self.question):
             digest.update("\0".join(column[order]).encode() + b"\1")
-        for shares in (self.correct, self.agrees):
-            digest.update(np.ascontiguousarray(shares[order], dtype="<f8").tobytes())
+        for numbers in (self.correct, self.agrees, self.reference_logprob):
+            digest.update(np.ascontiguousarray(numbers[order], dtype="<f8").tobytes())
         return digest.hexdigest()
 
 
@@ -329,6 +331,7 @@ def _pivot(table: pa.Table, source: OutcomeSource, path: Path) -> OutcomeTable:
         sample=names[complete],
         correct=matrix("correct")[complete],
         agrees=matrix("agrees")[complete],
+        reference_logprob=matrix("reference_logprob")[complete],
         image_tokens=matrix("image_tokens")[complete].astype(np.int64),
         ms=matrix("ms")[complete],
         failed=int((~complete).sum()),

@@ -141,7 +141,14 @@ def fit(
     questions = [dict(zip(a.buckets, a.counts, strict=True)) for a in own["train"].asks]
     projection = QueryProjection.fit_counts(questions, seed=seed)
     parts = {
-        split: Part(part.design(projection), part.success, part.images, part.shares, part.weights)
+        split: Part(
+            part.design(projection),
+            part.success,
+            part.images,
+            part.shares,
+            part.chances,
+            part.weights,
+        )
         for split, part in own.items()
     }
     return fit_parts(

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from m3_backend.scales import ScaleLadder
+from predictor.chances import chances
 from predictor.errors import OutcomesError
 from predictor.features import extract_recorded
 from predictor.image_table import ImageTable
@@ -39,6 +40,7 @@ class Samples:
         vectors: N×V, everything measured of the pictures.
         asks: N, of the questions.
         success: N×S.
+        chances: N×S, how probable each success was.
         tokens: N×S image tokens.
         probability: N, of having been drawn.
         uniform: N; drawn whatever was decided, so that shares among them are those of the traffic.
@@ -54,6 +56,7 @@ class Samples:
     vectors: NDArray[np.float32]
     asks: NDArray[np.object_]
     success: NDArray[np.bool_]
+    chances: NDArray[np.float64]
     tokens: NDArray[np.float64]
     probability: NDArray[np.float64]
     uniform: NDArray[np.bool_]
@@ -91,13 +94,13 @@ class Samples:
             digest.update("\0".join(column[order]).encode() + b"\1")
         for asks in self.asks[order]:
             digest.update(repr((asks.values, asks.colours, asks.buckets, asks.counts)).encode())
-        for numbers in (self.vectors, self.success, self.tokens, self.weights):
+        for numbers in (self.vectors, self.success, self.chances, self.tokens, self.weights):
             digest.update(np.ascontiguousarray(numbers[order]).tobytes())
         return digest.hexdigest()
 
 
 _PER_SAMPLE = (
-    *("names", "images", "groups", "splits", "vectors", "asks", "success", "tokens"),
+    *("names", "images", "groups", "splits", "vectors", "asks", "success", "chances", "tokens"),
     *("probability", "uniform", "weights"),
 )
 
@@ -107,6 +110,7 @@ def of_outcomes(table: OutcomeTable, images: ImageTable, target: Target) -> Samp
     count = len(table)
     asks = np.empty(count, dtype=object)
     asks[:] = [describe_question(question) for question in table.question]
+    success = table.success(target)
     return Samples(
         source=table.source,
         target=target,
@@ -116,7 +120,8 @@ def of_outcomes(table: OutcomeTable, images: ImageTable, target: Target) -> Samp
         splits=table.split,
         vectors=images.rows(table.image),
         asks=asks,
-        success=table.success(target),
+        success=success,
+        chances=chances(success, table.reference_logprob, target),
         tokens=table.image_tokens.astype(np.float64),
         probability=np.ones(count),
         uniform=np.ones(count, dtype=bool),
@@ -187,6 +192,7 @@ def _of_table(table: pa.Table, target: Target, seed: int) -> Samples:
     ]
     images = _strings(table, "image")
     probability = table["probability"].to_numpy()
+    success = _success(table, target)
     return Samples(
         source=source,
         target=target,
@@ -196,7 +202,8 @@ def _of_table(table: pa.Table, target: Target, seed: int) -> Samples:
         splits=np.array([assign_split(image, seed) for image in images], dtype=object),
         vectors=_matrix(table, "features"),
         asks=asks,
-        success=_success(table, target),
+        success=success,
+        chances=chances(success, _matrix(table, "reference_logprob").astype(np.float64), target),
         tokens=np.array(table["tokens_per_scale"].to_pylist(), dtype=np.float64),
         probability=probability,
         uniform=_strings(table, "stratum") == UNIFORM,

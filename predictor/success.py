@@ -45,7 +45,7 @@ _SIZES = (
 )
 
 PARAMETERS = {
-    "objective": "binary",
+    "objective": "cross_entropy",  # of what came about, or of how probable it was
     "learning_rate": 0.05,
     "num_leaves": 31,
     "min_data_in_leaf": 200,  # rows: five scales of one question are hardly five observations
@@ -104,7 +104,7 @@ class SuccessModel:
 
 def fit_success(
     features: NDArray[np.float32],
-    success: NDArray[np.bool_],
+    labels: NDArray[np.float64],
     images: NDArray[np.object_],
     names: Sequence[str],
     ladder: ScaleLadder,
@@ -117,7 +117,7 @@ def fit_success(
 
     Args:
         features: N×F.
-        success: N×S.
+        labels: N×S in [0, 1]: success, or its probability.
         weights: N, of the samples; None weighs all alike.
         images: N image names; questions about one picture stay on one side of the inner split.
         progress: called with (trees grown, most trees) as it goes.
@@ -125,7 +125,7 @@ def fit_success(
     The same inputs and seed give the same model text, whatever the number of cores.
     """
     rows = ScaleColumns(tuple(names), ladder).expand(features)
-    labels = success.astype(np.float32).ravel()
+    flat = labels.astype(np.float32).ravel()
     columns = [*names, *scale_names()]
     parameters = {**PARAMETERS, "seed": seed}
 
@@ -134,9 +134,7 @@ def fit_success(
 
     def dataset(kept: NDArray[np.bool_] | slice, like: lgb.Dataset | None = None) -> lgb.Dataset:
         own = None if weigh is None else weigh[kept]
-        return lgb.Dataset(
-            rows[kept], labels[kept], weight=own, feature_name=columns, reference=like
-        )
+        return lgb.Dataset(rows[kept], flat[kept], weight=own, feature_name=columns, reference=like)
 
     inner = dataset(~held_out)
     outer = dataset(held_out, inner)

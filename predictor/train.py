@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from m3_backend.scales import ScaleLadder
 from predictor import artifact as artifacts
 from predictor.artifact import Artifact
 from predictor.calibration import BetaCalibration, certify, expected_calibration_error
+from predictor.chances import chances
 from predictor.drift import Reference, reference_names
 from predictor.errors import OutcomesError
 from predictor.features import extract, feature_names
 from predictor.image_table import ImageTable, open_images
 from predictor.query_features import QueryProjection
 from predictor.records import OutcomeSource, OutcomeTable, Split, Target, read_outcomes
-from predictor.success import fit_success
+from predictor.success import SuccessModel, fit_success
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,6 +38,7 @@ class Part:
         success: N×S.
         images: N names.
         shares: N×S image tokens as a share of the finest scale's.
+        chances: N×S, how probable each success was; None where nobody knows.
         weights: N, in learning; None weighs all alike.
     """
 
@@ -43,6 +46,7 @@ class Part:
     success: NDArray[np.bool_]
     images: NDArray[np.object_]
     shares: NDArray[np.float64]
+    chances: NDArray[np.float64] | None = None
     weights: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
@@ -95,15 +99,7 @@ def fit(
     """Train on outcomes in memory. The same table and seed give the same artefact."""
     tables: dict[Split, OutcomeTable] = {split: _part(table, split) for split in USED_SPLITS}
     projection = QueryProjection.fit(tables["train"].question.tolist(), seed=seed)
-    parts = {
-        split: Part(
-            design_matrix(own, images, projection),
-            own.success(target),
-            own.image,
-            token_shares(own),
-        )
-        for split, own in tables.items()
-    }
+    parts = {split: part_of(own, images, projection, target) for split, own in tables.items()}
     return fit_parts(
         parts,
         projection,
@@ -134,20 +130,15 @@ def fit_parts(
     """
     train_part, calibrate_part, threshold_part = (parts[split] for split in USED_SPLITS)
     names = feature_names(projection.size)
-    model = fit_success(
-        train_part.features,
-        train_part.success,
-        train_part.images,
+    model, calibration = learn(
+        train_part,
+        calibrate_part,
         names,
         source.ladder,
         seed=seed,
-        weights=train_part.weights,
         progress=lambda done, total: progress("trees", done, total),
     )
 
-    progress("calibration", 0, 2)
-    raw = model.predict(calibrate_part.features)
-    calibration = BetaCalibration.fit(raw, calibrate_part.success)
     progress("calibration", 1, 2)
     held_out = calibration.apply(model.predict(threshold_part.features))
     success = threshold_part.success
@@ -171,6 +162,58 @@ def fit_parts(
             "calibration_error": expected_calibration_error(held_out, success),
         },
         reference=Reference.of(reference_names(names, source.ladder.scales), compared),
+    )
+
+
+def learn(
+    train_part: Part,
+    calibrate_part: Part,
+    names: Sequence[str],
+    ladder: ScaleLadder,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[SuccessModel, BetaCalibration]:
+    """A model of success and its calibration. It learns from what came about or from how probable
+    that was: whichever foretells better what came about on the calibration part.
+
+    Args:
+        progress: called with (done, total).
+    """
+    labels = [train_part.success.astype(np.float64)]
+    if train_part.chances is not None:
+        labels.append(train_part.chances)
+    found = []
+    for at, own in enumerate(labels):
+        model = fit_success(
+            train_part.features,
+            own,
+            train_part.images,
+            names,
+            ladder,
+            seed=seed,
+            weights=train_part.weights,
+            progress=lambda done, total, at=at: progress(at * total + done, len(labels) * total),  # type: ignore[misc]
+        )
+        raw = model.predict(calibrate_part.features)
+        calibration = BetaCalibration.fit(raw, calibrate_part.success)
+        loss = log_loss(calibration.apply(raw), calibrate_part.success)
+        found.append((loss, at, model, calibration))
+    *_, model, calibration = min(found, key=lambda each: each[:2])
+    return model, calibration
+
+
+def part_of(
+    table: OutcomeTable, images: ImageTable, projection: QueryProjection, target: Target
+) -> Part:
+    """A table's samples as numbers."""
+    success = table.success(target)
+    return Part(
+        design_matrix(table, images, projection),
+        success,
+        table.image,
+        token_shares(table),
+        chances(success, table.reference_logprob, target),
     )
 
 

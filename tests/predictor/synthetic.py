@@ -111,6 +111,7 @@ def outcome_table(count: int, seed: int = 0) -> OutcomeTable:
         question=_strings(questions),
         correct=correct,
         agrees=agrees,
+        reference_logprob=np.full(agrees.shape, np.nan),
         image_tokens=np.tile(LADDER.scales, (len(samples), 1)),
         ms=np.tile([5.0, 5.2, 6.0, 9.0, 20.0], (len(samples), 1)),
     )

@@ -101,7 +101,7 @@ def candidate(samples: Samples) -> artifacts.Artifact:
 def shuffled(samples: Samples) -> Samples:
     """The same with the labels of other samples."""
     rows = np.random.default_rng(0).permutation(len(samples))
-    return replace(samples, success=samples.success[rows])
+    return replace(samples, success=samples.success[rows], chances=samples.chances[rows])
 
 
 def test_labels_are_read_as_they_were_written(store: RecordStore, samples: Samples) -> None:
