@@ -35,8 +35,10 @@ def measured(
     rows = []
     for callers in CALLERS:
         asks = count if callers > 1 else max(count // 4, 2)
-        static = Theirs(checkpoint, callers)
-        with closing(Ours(checkpoint, callers)) as own:
+        with (
+            closing(Theirs(checkpoint, callers)) as static,
+            closing(Ours(checkpoint, callers)) as own,
+        ):
             sides: dict[str, Callable[[Sequence[Asked]], Run]] = {
                 "m3": own.run,
                 "transformers": static.run,
