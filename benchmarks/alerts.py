@@ -109,6 +109,13 @@ class Run:
         except httpx.TransportError:  # it is held, or away
             return 0
 
+    def judge(self, seed: int) -> None:
+        """Asks, and says that the answer was right."""
+        body = chat(picture(seed), max_tokens=2)
+        answer = httpx.post(f"{self.service.url}/v1/chat/completions", json=body, timeout=60)
+        said = {"request_id": answer.headers["x-m3-request-id"], "verdict": "right"}
+        httpx.post(f"{self.service.url}/v1/feedback", json=said, timeout=60).raise_for_status()
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -180,7 +187,9 @@ def broken_promise(box: Sandbox) -> Registry:
     )
     registry = Registry(box.folder / "predictors")
     registry.make()
-    registry.promote(registry.add(folder).version, "a promise that it cannot keep")
+    version = registry.add(folder).version
+    registry.promote(version, "a promise that it cannot keep")
+    registry.observe(version)  # so that its panel has something to show
     return registry
 
 
@@ -190,6 +199,9 @@ def faults(run: Run, day_s: float) -> None:
     while time.monotonic() < good_until:
         run.ask(seed=1, m3={"scale": 9})
         time.sleep(0.1)
+    for _ in range(3):
+        run.judge(seed=1)
+        time.sleep(1.0)
     collapses_from = time.monotonic() - GOOD_S + day_s + GOOD_S / 2
 
     with ThreadPoolExecutor(CROWD) as crowd:
