@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from deploy.announcement import EXAMPLES
 from deploy.recorder import Lane, Recorder
 from deploy.shadow import ShadowLabeller, agreement, load_of
 from m3_backend.errors import FeaturesGoneError
@@ -32,6 +33,7 @@ from tests.conftest import RedisServer
 from tests.e2e.pictures import chat
 
 QUESTION = "What colour is the background?"
+BREAD = EXAMPLES / "bread.png"
 
 
 def picture(seed: int) -> bytes:
@@ -79,14 +81,14 @@ def scorer(m3_tiny: Any) -> Any:
     return m3_tiny._engine.scorer()
 
 
-def answered(backend: Any, seed: int, **options: Any) -> Trace:
-    """A request to the model that ships, drawn for a label."""
+def answered(backend: Any, seed: int, *, data: bytes | None = None, **options: Any) -> Trace:
+    """A request to the model that ships, drawn for a label; about a random picture if no other."""
 
     async def run() -> Trace:
         draws = Draws(ShadowConfig(uniform_share=1.0), random.Random(1))
         service = RoutingService(backend, backend.predictor, RouterConfig(), draws=draws)
         trace = Trace(f"{seed:032x}")
-        body = chat(picture(seed), **{"question": QUESTION, "max_tokens": 12} | options)
+        body = chat(data or picture(seed), **{"question": QUESTION, "max_tokens": 12} | options)
         answer = await service.handle(json.dumps(body).encode(), trace)
         async for _ in answer:
             pass
@@ -136,15 +138,15 @@ def test_what_every_scale_answers_is_held_for_feedback(
     correct = RecordStream(redis_server.url, "correctness", longest=100)
     held = HeldAnswers(redis_server.url, correct.append, ttl_s=1e4, timeout_s=5.0)
     world = World(redis_server, scorer, held, max_tokens=12)
-    question = "What does the text say?"  # on which scales differ
+    question, data = "please read what is printed in cyan.", BREAD.read_bytes()  # scales differ
     offline = Scorer(m3_tiny._engine._runner.checkpoint)
     expected = {}
     for seed in range(4):
-        trace = answered(m3_tiny, seed, question=question)
+        trace = answered(m3_tiny, seed, data=data, question=question)
         world.queue.append([order_of(trace)])
         world.now += 1000
         assert world.labeller.step()
-        image = replace(trace.draw.request.images[0], data=picture(seed))  # type: ignore[union-attr]
+        image = replace(trace.draw.request.images[0], data=data)  # type: ignore[union-attr]
         [[answers]] = offline.answers([(image, [question])], max_tokens=12)
         assert isinstance(answers, tuple)
         right = answers[seed].text
