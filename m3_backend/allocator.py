@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MOST = 2**31 - 1  # that these parameters can be
 
 
-def keep_freed_memory(*, up_to: int = 32 << 20, spare: int = 256 << 20) -> None:
+def keep_freed_memory(*, up_to: int = 16 << 20, spare: int = 64 << 20) -> None:
     """For this process, from now on. With another C library nothing happens, only more slowly.
 
     Args:
