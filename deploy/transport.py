@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from m3_backend.errors import ServiceError
-from m3_backend.messages import Delta, Event, Started
+from m3_backend.messages import Delta, Event
 
 Message = tuple[Event | ServiceError, ...]
 
@@ -33,11 +33,9 @@ async def packed(
             async for event in events:
                 if whole and isinstance(event, Delta):
                     kept.append(event)
-                    continue
-                if isinstance(event, Started):
+                else:
+                    yield (*_joined(kept), event)
                     kept.clear()
-                yield (*_joined(kept), event)
-                kept.clear()
     except ServiceError as error:
         yield (error,)
 

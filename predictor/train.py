@@ -181,7 +181,7 @@ def learn(
         progress: called with (done, total).
     """
     labels = [train_part.success.astype(np.float64)]
-    if train_part.chances is not None:
+    if train_part.chances is not None and (train_part.chances != train_part.success).any():
         labels.append(train_part.chances)
     found = []
     for at, own in enumerate(labels):

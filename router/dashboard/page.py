@@ -63,7 +63,7 @@ def add_page(
     service: RoutingService,
     examples: Path | None,
     records: Records | None,
-    drift: DriftWatch | None = None,
+    drift: DriftWatch | None,
 ) -> None:
     """Adds the page.
 

@@ -36,13 +36,8 @@ DURATIONS = (*ANSWER_TIMES, *ROUTER_TIMES, *REPLICA_TIMES)
 COLUMNS = (
     *("request_id", "at", "endpoint", "key", "served", "predictor", "status", "code"),
     *("prompt_tokens", "image_tokens", "finest_tokens", "completion_tokens"),
-    *(
-        "pressure",
-        "loosened_from",
-        "tightened_to",
-        "retries",
-        *(f"{name}_ms" for name in DURATIONS),
-    ),
+    *("pressure", "loosened_from", "tightened_to", "retries"),
+    *(f"{name}_ms" for name in DURATIONS),
     *("model", "stream", "priority", "finish_reason", "replica", "max_regret", "cost_ms"),
 )
 OF_IMAGES = (
