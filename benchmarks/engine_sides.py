@@ -32,6 +32,7 @@ from m3_backend import checkpoint as checkpoints
 from m3_backend.checkpoint import Checkpoint, open_checkpoint
 from m3_backend.engine import EngineSettings, TorchEngine
 from m3_backend.feature_cache import FeatureCache
+from m3_backend.kernels import CAPACITIES
 from m3_backend.messages import Delta, Sampling
 from m3_backend.runner import ModelRunner
 from m3_backend.vision import pool
@@ -197,7 +198,11 @@ class Theirs:
 
 
 def _serve(pipe: Connection, name: str, device: str, callers: int) -> None:
-    checkpoints.keep_freed_memory = lambda: None  # type: ignore[assignment]  # as it is without us
+    # Memory as it is without us.
+    checkpoints.keep_freed_memory = lambda: None  # type: ignore[assignment]
+    checkpoints.keep_few_kernels = lambda: None  # type: ignore[assignment]
+    for capacity in CAPACITIES:
+        os.environ.pop(capacity, None)
     batches = _StaticBatches(open_checkpoint(name, device=device), callers)
     while (asked := pipe.recv()) is not None:
         pipe.send(batches.run(asked))

@@ -26,6 +26,7 @@ from transformers import (
 from m3_backend.allocator import keep_freed_memory
 from m3_backend.costs import ModelShape
 from m3_backend.errors import CheckpointError
+from m3_backend.kernels import keep_few_kernels
 from m3_backend.model import M3Model
 from m3_backend.preprocess import ImagePreprocessing
 from m3_backend.prompt import PromptTemplate, Tokenizer
@@ -94,7 +95,8 @@ def open_checkpoint(
     """Open a model by the name of a packaged one ("m3-tiny"), a folder or a Hugging Face hub id.
 
     Weights are mapped and converted tensor by tensor onto the device: there is no second full copy.
-    On a CPU the allocator of this process is told to keep what is freed (m3_backend/allocator.py).
+    On a CPU the allocator of this process is told to keep what is freed (m3_backend/allocator.py)
+    and oneDNN to keep few compiled products (m3_backend/kernels.py).
 
     Args:
         dtype: "float32", "bfloat16", "float16", or "auto": the checkpoint's own, except that a CPU
@@ -135,6 +137,7 @@ def open_checkpoint(
     model.choose_attention()
     if target.type == "cpu":
         keep_freed_memory()
+        keep_few_kernels()
     return Checkpoint(
         name=str(name_or_path),
         identity=identity_of(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -42,6 +43,8 @@ class Decoder:
             last_only: of every span's last token alone [spans, hidden]. The last layer is then
                 computed for these only; of the others it needs keys and values.
         """
+        tokens = len(batch)
+        batch = pad(batch, (0, 0, 0, len(plan.rows) - tokens))
         cos, sin = self._rotary(batch, plan.positions[None])
         for index, layer in enumerate(self._layers):
             attention = layer.self_attn
@@ -60,4 +63,5 @@ class Decoder:
                 seen = self._cache.attend(index, plan, queries, keys, values)
             batch = batch + attention.o_proj(seen.flatten(1))
             batch = batch + layer.mlp(layer.post_attention_layernorm(batch))
-        return cast(Tensor, self._norm(batch))
+        hidden = cast(Tensor, self._norm(batch))
+        return hidden if last_only else hidden[:tokens]

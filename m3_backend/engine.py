@@ -170,8 +170,9 @@ class TorchEngine:
         )
         on_cpu = checkpoint.device.type == "cpu"
         most = _images_within(_CPU_TOWER_MS if on_cpu else _STEP_MS, self._info.costs)
-        tower = VisionTower(self._runner, most, settings.towers if on_cpu else 1, clock)
-        self._preparation = Preparation(self._runner, tower, cache, memory, context)
+        towers = settings.towers if on_cpu else 1
+        self._tower = VisionTower(self._runner, most, towers, self._use_threads, clock)
+        self._preparation = Preparation(self._runner, self._tower, cache, memory, context)
         budget = settings.prefill_budget or _tokens_within(_STEP_MS, self._info.costs)
         self._scheduler: Scheduler[Job] = Scheduler(settings.max_batch, budget, memory)
         self._wake = threading.Condition()
@@ -252,6 +253,7 @@ class TorchEngine:
             self._wake.notify()
         self._thread.join()
         self._pool.shutdown(cancel_futures=True)
+        self._tower.close()
         self._cache.close()
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:

@@ -7,7 +7,8 @@ one block.
 
 On a CPU these groups are small enough for the block to stay in the processor's cache, and are
 computed in 32 bits: with 16 the fused kernel takes several times as long for a single query. (What
-is stored has the model's own type; widening it changes no value.)
+is stored has the model's own type; widening it changes no value.) And there the flat row is padded
+to one of a few lengths, because every new one has its matrix products compiled (kernels.py).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from m3_backend.kv_memory import Rows
 _SIMILAR = 16
 _CPU_GROUP = 2048  # gathered tokens
 _MANY = 100  # new tokens, from which plain products pay on a CPU
+_EIGHTH = 3  # log2 of the lengths per octave that batches are padded to on a CPU
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +77,9 @@ class Plan:
     """What a forward pass over some spans needs to know, the same for every layer.
 
     Args:
-        rows: where the new tokens are written [tokens].
-        positions: of the new tokens [tokens].
+        rows: where the new tokens are written [padded tokens]; those beyond the last span's are in
+            row 0.
+        positions: of the new tokens [padded tokens].
         last: the index of every span's last token in the batch [spans].
         final: attention of the last tokens alone.
     """
@@ -102,10 +105,12 @@ class TokenCache:
         self.tokens = tokens
         self._shape, self._device = shape, device
         size = (shape.layers, tokens + 1, shape.kv_heads, shape.head_dim)
-        # Zeros, not empty: a masked position weighs nothing only as long as it is finite.
-        self._keys = torch.zeros(size, dtype=dtype, device=device)
-        self._values = torch.zeros(size, dtype=dtype, device=device)
-        on_cpu = device.type == "cpu"
+        # Zeros, not empty: a masked position weighs nothing only as long as it is finite. Written
+        # ones, because the system takes its time to hand out pages that are known to be zero: what
+        # a replica needs is seen when it starts, not when it is busy.
+        self._keys = torch.empty(size, dtype=dtype, device=device).zero_()
+        self._values = torch.empty(size, dtype=dtype, device=device).zero_()
+        self._on_cpu = on_cpu = device.type == "cpu"
         self._group = _CPU_GROUP if on_cpu else tokens
         self._singles_dtype = torch.float32 if on_cpu else dtype
         self._in_products = is_quicker(dtype, device) and shape.kv_heads == shape.heads
@@ -121,9 +126,12 @@ class TokenCache:
         last = ends - 1
         singles = self._gather(spans, single, last)
         all_single = len(single) == len(spans)
+        padding = self._padded(int(ends[-1])) - int(ends[-1])
+        rows = np.concatenate([s.table[s.cached : s.end] for s in spans])
+        positions = np.concatenate([np.arange(s.cached, s.end) for s in spans])
         return Plan(
-            rows=self._tensor(np.concatenate([s.table[s.cached : s.end] for s in spans])),
-            positions=self._tensor(np.concatenate([np.arange(s.cached, s.end) for s in spans])),
+            rows=self._tensor(np.pad(rows, (0, padding))),
+            positions=self._tensor(np.pad(positions, (0, padding))),
             last=self._tensor(last),
             singles=singles,
             several=tuple(
@@ -144,8 +152,8 @@ class TokenCache:
     def attend(
         self, layer: int, plan: Plan, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
-        """What the new tokens see [tokens, heads, head size]; they are written already."""
-        seen = torch.empty_like(queries)
+        """What the new tokens see [padded tokens, heads, head size]; they are written already."""
+        seen = torch.zeros_like(queries)
         for group in plan.singles:
             seen[group.queries] = self._of_group(layer, group, queries)
         for span in plan.several:
@@ -230,8 +238,17 @@ class TokenCache:
             )
         return tuple(groups)
 
+    def _padded(self, tokens: int) -> int:
+        return few_lengths(tokens) if self._on_cpu else tokens
+
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def few_lengths(length: int) -> int:
+    """The next of eight lengths per octave: at most an eighth more."""
+    step = 1 << max((length - 1).bit_length() - 1 - _EIGHTH, 0)
+    return -(-length // step) * step
 
 
 def similar(lengths: Sequence[int], most: int) -> list[list[int]]:

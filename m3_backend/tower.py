@@ -1,8 +1,9 @@
 """The vision tower for many threads: pictures that wait together are encoded in one pass.
 
-Every caller decodes its own picture, beside the others. Then whoever finds the tower free takes
-along those that have come to wait, up to a bound, so that nobody's answer stands still behind a
-long pass on the same device; the first of those that are left takes the next turn.
+Every caller decodes its own picture, beside the others, and puts it in line. The tower's own
+threads take along those that have come to wait, up to a bound, so that nobody's answer stands still
+behind a long pass on the same device. They are few, because what a pass needs of memory stays with
+the thread that ran it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -24,10 +25,10 @@ from m3_backend.runner import ModelRunner
 
 @dataclass(eq=False, slots=True)
 class _Place:
-    """One picture in line. Its turn brings what became of it, or whom it is to lead in a pass."""
+    """One picture in line."""
 
     pixels: Tensor
-    turn: Future[Encoded | list[_Place]] = field(default_factory=Future)
+    encoded: Future[Encoded] = field(default_factory=Future)
 
 
 class VisionTower:
@@ -35,7 +36,8 @@ class VisionTower:
 
     Args:
         most: pictures of one pass.
-        passes: that may run at once.
+        passes: that may run at once, each on a thread of its own.
+        on_thread: what every such thread does first.
         clock: seconds, monotonic.
     """
 
@@ -44,12 +46,15 @@ class VisionTower:
         runner: ModelRunner,
         most: int,
         passes: int = 1,
+        on_thread: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._runner, self._most, self._clock = runner, most, clock
         self._lock = threading.Lock()
         self._line: deque[_Place] = deque()
-        self._free = passes
+        self._threads = ThreadPoolExecutor(
+            passes, thread_name_prefix="tower", initializer=on_thread
+        )
 
     def encode(self, image: ImageInput) -> Encoded:
         """Image file → full-grid features [tiles, grid², hidden] in main memory.
@@ -63,31 +68,34 @@ class VisionTower:
         place = _Place(self._runner.pixels(image))
         decode_ms = (self._clock() - began) * 1e3
         with self._lock:
-            leads = self._free > 0
-            self._free -= leads
-            if not leads:
-                self._line.append(place)
-        turn = [place] if leads else place.turn.result()
-        encoded = self._lead(turn) if isinstance(turn, list) else turn
+            self._line.append(place)
+        self._threads.submit(self._pass)  # finds the line empty if another took this one along
+        encoded = place.encoded.result()
         return Encoded(encoded.features, decode_ms + encoded.ms)
 
-    def _lead(self, places: list[_Place]) -> Encoded:
-        """Run a pass for these, the first of which is the caller's own."""
-        own, *others = places
+    def close(self) -> None:
+        """Ends the threads once the line is empty."""
+        self._threads.shutdown()
+
+    def _pass(self) -> None:
+        with self._lock:
+            places = [self._line.popleft() for _ in range(min(len(self._line), self._most))]
+        if places and not self._tell(places):
+            for place in places:  # the others need not go with the one at fault
+                self._tell([place])
+
+    def _tell(self, places: list[_Place]) -> bool:
+        """Encode them together. Whether everyone knows what became of it: not of a failed many."""
         try:
             encoded = self._together(places)
-        except Exception:
-            if not others:
-                raise
-            for place in others:  # the others need not go with the one at fault
-                self._alone(place)
-            return self._together([own])[0]
-        else:
-            for place, one in zip(others, encoded[1:], strict=True):
-                place.turn.set_result(one)
-            return encoded[0]
-        finally:
-            self._hand_over()
+        except Exception as error:
+            if len(places) > 1:
+                return False
+            places[0].encoded.set_exception(error)
+            return True
+        for place, one in zip(places, encoded, strict=True):
+            place.encoded.set_result(one)
+        return True
 
     def _together(self, places: list[_Place]) -> list[Encoded]:
         began = self._clock()
@@ -99,18 +107,3 @@ class VisionTower:
             Encoded(part.clone() if len(places) > 1 else part, tile_ms * len(part))
             for part in torch.split(features, tiles)
         ]
-
-    def _alone(self, place: _Place) -> None:
-        try:
-            place.turn.set_result(self._together([place])[0])
-        except Exception as error:
-            place.turn.set_exception(error)
-
-    def _hand_over(self) -> None:
-        """To the first of those that have come to wait, with those behind it."""
-        with self._lock:
-            count = min(len(self._line), self._most)
-            following = [self._line.popleft() for _ in range(count)]
-            self._free += not following
-        if following:
-            following[0].turn.set_result(following)

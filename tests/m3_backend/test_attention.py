@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from m3_backend.attention import causal_products, plain_attention
+from m3_backend.attention import causal_products, is_quicker, plain_attention
 from m3_backend.costs import ModelShape
 from m3_backend.kv_cache import Span, TokenCache
 
@@ -35,7 +35,10 @@ def test_blocks_of_a_sequence_see_what_is_before_them(new: int, cached: int) -> 
     torch.testing.assert_close(got, expected(queries, keys, values))
 
 
-def test_in_bfloat16_on_a_cpu_long_prompts_are_computed_so_whole_and_in_pieces() -> None:
+def test_in_bfloat16_on_a_cpu_long_prompts_are_computed_so_whole_and_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     shape = ModelShape(1, 24, 48, heads=3, kv_heads=3, head_dim=8, vocabulary=10)
     cache = TokenCache(shape, tokens=500, dtype=torch.bfloat16, device=torch.device("cpu"))
     table = torch.randperm(500).numpy() + 1
@@ -47,7 +50,19 @@ def test_in_bfloat16_on_a_cpu_long_prompts_are_computed_so_whole_and_in_pieces()
             plan = cache.plan([Span(table, first, count)])
             assert plan.several[0].in_products == (count >= 100)
             part = slice(first, first + count)
-            cache.write(0, plan.rows, keys[part], values[part])
-            seen = cache.attend(0, plan, queries[part], keys[part], values[part])
+            padding = (0, 0, 0, 0, 0, len(plan.rows) - count)
+            own = [F.pad(whole[part], padding) for whole in (queries, keys, values)]
+            cache.write(0, plan.rows, *own[1:])
+            seen = cache.attend(0, plan, *own)[:count]
             torch.testing.assert_close(seen.float(), wanted[part], rtol=0.05, atol=0.02)
             first += count
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+def test_where_there_are_matrix_tiles_the_fused_kernels_are_quicker(
+    tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert is_quicker(torch.bfloat16, cpu) is not tiles
+    assert not is_quicker(torch.float32, cpu) and not is_quicker(torch.bfloat16, cuda)

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from m3_backend.costs import ModelShape
 from m3_backend.decoder import Decoder
-from m3_backend.kv_cache import Span, TokenCache, similar
+from m3_backend.kv_cache import Span, TokenCache, few_lengths, similar
 
 CPU = torch.device("cpu")
 
@@ -66,3 +66,10 @@ def test_groups_are_similar_complete_and_bounded() -> None:
         sizes = [lengths[at] for at in group]
         assert max(sizes) <= 2 * min(sizes) + 16
         assert len(group) == 1 or max(sizes) * len(sizes) <= 1300
+
+
+def test_batches_are_padded_little_and_to_few_lengths() -> None:
+    padded = {length: few_lengths(length) for length in range(1, 4097)}
+    assert all(length <= to <= max(length + 1, 9 * length / 8) for length, to in padded.items())
+    assert len(set(padded.values())) <= 8 * 12
+    assert list(padded.values()) == sorted(padded.values())

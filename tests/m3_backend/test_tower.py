@@ -59,6 +59,7 @@ class Held:
     def close(self) -> None:
         self._release.set()
         self._threads.shutdown()
+        self.tower.close()
 
 
 @pytest.fixture
@@ -135,6 +136,7 @@ def test_several_passes_at_once_share_one_line(
     images = [picture(seed) for seed in range(8)]
     with ThreadPoolExecutor(8) as threads:
         encoded = list(threads.map(tower.encode, images))
+    tower.close()
     assert passes == [1] * 8
     for image, one in zip(images, encoded, strict=True):
         torch.testing.assert_close(one.features, features(runner.pixels(image)))
