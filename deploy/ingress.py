@@ -16,6 +16,7 @@ from deploy import logs
 from deploy.announcement import EXAMPLES
 from deploy.config import Config
 from deploy.feedback import open_feedback, open_receipting
+from deploy.garbage import settle
 from deploy.metrics import AllIngresses, Exposed, RecorderMetrics, ReplicaMetrics, ShadowMetrics
 from deploy.pools import open_backend
 from deploy.predictors import watch_observed, watch_predictor
@@ -142,7 +143,7 @@ class Ingress:
                 records=config.records_store,
             )
         )
-        return build_app(
+        app = build_app(
             service,
             telemetry,
             access=access,
@@ -153,6 +154,8 @@ class Ingress:
             records=None if self._dashboard is None else self._look,
             feedback=open_feedback(config),
         )
+        settle()
+        return app
 
     async def stop(self) -> int:
         """Lets nobody in any more; gives the number of requests that are still to be answered."""

@@ -13,6 +13,7 @@ from ray import serve
 from deploy import logs
 from deploy.config import Config
 from deploy.feedback import open_held_answers
+from deploy.garbage import settle
 from deploy.recorder import open_stream
 from deploy.shadow import ShadowLabeller, ShadowStats, open_queue
 from deploy.transport import Message, packed
@@ -55,6 +56,7 @@ class M3Replica:
             )
             arguments = (self._stopping,)
             threading.Thread(target=self._shadow.run, args=arguments, daemon=True).start()
+        settle()
         logger.info(
             Line(
                 message="model ready",
