@@ -43,8 +43,8 @@ class Decoder:
             last_only: of every span's last token alone [spans, hidden]. The last layer is then
                 computed for these only; of the others it needs keys and values.
         """
-        tokens = len(batch)
-        batch = pad(batch, (0, 0, 0, len(plan.rows) - tokens))
+        if padding := len(plan.rows) - plan.tokens:
+            batch = pad(batch, (0, 0, 0, padding))
         cos, sin = self._rotary(batch, plan.positions[None])
         for index, layer in enumerate(self._layers):
             attention = layer.self_attn
@@ -64,4 +64,4 @@ class Decoder:
             batch = batch + attention.o_proj(seen.flatten(1))
             batch = batch + layer.mlp(layer.post_attention_layernorm(batch))
         hidden = cast(Tensor, self._norm(batch))
-        return hidden if last_only else hidden[:tokens]
+        return hidden if last_only else hidden[: plan.tokens]

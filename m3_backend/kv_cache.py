@@ -77,13 +77,14 @@ class Plan:
     """What a forward pass over some spans needs to know, the same for every layer.
 
     Args:
-        rows: where the new tokens are written [padded tokens]; those beyond the last span's are in
-            row 0.
+        tokens: of all spans; what a batch has beyond them is padding.
+        rows: where the new tokens are written [padded tokens]; the padding goes to row 0.
         positions: of the new tokens [padded tokens].
         last: the index of every span's last token in the batch [spans].
         final: attention of the last tokens alone.
     """
 
+    tokens: int
     rows: Tensor
     positions: Tensor
     last: Tensor
@@ -110,7 +111,8 @@ class TokenCache:
         # a replica needs is seen when it starts, not when it is busy.
         self._keys = torch.empty(size, dtype=dtype, device=device).zero_()
         self._values = torch.empty(size, dtype=dtype, device=device).zero_()
-        self._on_cpu = on_cpu = device.type == "cpu"
+        on_cpu = device.type == "cpu"
+        self._padded = few_lengths if on_cpu else int
         self._group = _CPU_GROUP if on_cpu else tokens
         self._singles_dtype = torch.float32 if on_cpu else dtype
         self._in_products = is_quicker(dtype, device) and shape.kv_heads == shape.heads
@@ -126,12 +128,14 @@ class TokenCache:
         last = ends - 1
         singles = self._gather(spans, single, last)
         all_single = len(single) == len(spans)
-        padding = self._padded(int(ends[-1])) - int(ends[-1])
-        rows = np.concatenate([s.table[s.cached : s.end] for s in spans])
-        positions = np.concatenate([np.arange(s.cached, s.end) for s in spans])
+        tokens = int(ends[-1])
+        padding = np.zeros(self._padded(tokens) - tokens, np.int64)
+        rows = np.concatenate([*(s.table[s.cached : s.end] for s in spans), padding])
+        positions = np.concatenate([*(np.arange(s.cached, s.end) for s in spans), padding])
         return Plan(
-            rows=self._tensor(np.pad(rows, (0, padding))),
-            positions=self._tensor(np.pad(positions, (0, padding))),
+            tokens=tokens,
+            rows=self._tensor(rows),
+            positions=self._tensor(positions),
             last=self._tensor(last),
             singles=singles,
             several=tuple(
@@ -153,7 +157,8 @@ class TokenCache:
         self, layer: int, plan: Plan, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
         """What the new tokens see [padded tokens, heads, head size]; they are written already."""
-        seen = torch.zeros_like(queries)
+        seen = torch.empty_like(queries)
+        seen[plan.tokens :] = 0  # padding: what is written of it has to be finite
         for group in plan.singles:
             seen[group.queries] = self._of_group(layer, group, queries)
         for span in plan.several:
@@ -237,9 +242,6 @@ class TokenCache:
                 _Singles(self._tensor(queries[own]), self._tensor(rows.ravel()), longest, mask)
             )
         return tuple(groups)
-
-    def _padded(self, tokens: int) -> int:
-        return few_lengths(tokens) if self._on_cpu else tokens
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)

@@ -11,7 +11,6 @@ import pytest
 from m3_backend.kernels import CAPACITIES
 
 SCRIPT = """
-import random
 import sys
 
 import torch
